@@ -1,0 +1,125 @@
+"""A bare log density in a model's place."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+from numpyro.distributions import ImproperUniform, constraints
+
+from quincunx.engine.errors import ModelError, unknown
+
+
+class BareModel:
+    """A log density over named variables, to be given to `infer` or `compile` as a model."""
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        shapes: Mapping[str, tuple[int, ...]],
+        supports: Mapping[str, Any],
+        rebuild: Callable[[list[Any]], Any],
+    ) -> None:
+        self.fn = fn
+        self.shapes = dict(shapes)
+        self.supports = dict(supports)
+        self.rebuild = rebuild
+        self.__name__ = getattr(fn, "__name__", "log_density")
+
+    def bind(self, data: Mapping[str, Any]) -> Callable[..., Any]:
+        """The model function, after checking that `fn` takes the given data."""
+        parameters = list(inspect.signature(self.fn).parameters)[1:]
+        for name in data:
+            if name not in parameters:
+                raise ModelError(unknown("argument", name, parameters, f" of `{self.__name__}`"))
+        return self._model
+
+    @functools.cached_property
+    def _model(self) -> Callable[..., Any]:
+        @functools.wraps(self.fn)
+        def model(**data: Any) -> None:
+            values = [
+                numpyro.sample(name, _flat(self.supports[name], shape))
+                for name, shape in self.shapes.items()
+            ]
+            log_density = self.fn(self.rebuild(values), **data)
+            shape = jnp.shape(log_density)
+            if shape != ():
+                message = f"The log density `{self.__name__}` must be a scalar, got shape {shape}. "
+                raise ModelError(message + "Sum it over its elements, e.g. `.sum()`.")
+            numpyro.factor("log_density", log_density)
+
+        del model.__wrapped__
+        return model
+
+
+def _flat(support: Any, shape: tuple[int, ...]) -> ImproperUniform:
+    event_dim = support.event_dim
+    cut = len(shape) - event_dim
+    return ImproperUniform(support, shape[:cut], shape[cut:])
+
+
+def _names(example: Any) -> tuple[list[str], list[Any], Any]:
+    paths, treedef = jax.tree_util.tree_flatten_with_path(example)
+    if len(paths) == 1 and not paths[0][0]:
+        return ["x"], [paths[0][1]], treedef
+    names = []
+    for path, _ in paths:
+        keys = [getattr(key, "key", getattr(key, "name", getattr(key, "idx", None))) for key in path]
+        names.append("_".join(str(key) for key in keys))
+    return names, [leaf for _, leaf in paths], treedef
+
+
+def from_log_density(
+    fn: Callable[..., Any], example: Any, supports: Any = None
+) -> BareModel:
+    """Use a bare log density as a model.
+
+    Args:
+        fn: log density up to a constant, `fn(values)` or `fn(values, **data)`, a scalar; with
+            respect to the Lebesgue measure on the constrained values.
+        example: a value of the right structure and shapes. Its leaves name the variables; a bare
+            array is called `x`.
+        supports: NumPyro constraints, in the structure of `example` or by variable name;
+            variables without one are real.
+
+    Returns:
+        What `infer`, `compile` and `explain` take in a model's place.
+
+    Raises:
+        ModelError: an unknown variable among `supports`, or a leaf that is not numeric.
+
+    Example:
+        ```python
+        def log_density(x):
+            return -0.5 * (x**2).sum()
+
+        qx.infer(qx.from_log_density(log_density, np.zeros(10)))
+        ```
+    """
+    names, leaves, treedef = _names(example)
+    if len(set(names)) != len(names):
+        raise ModelError(f"`example` gives two variables the same name: {sorted(names)}.")
+    for name, leaf in zip(names, leaves, strict=True):
+        if np.asarray(leaf).dtype.kind not in "biuf":
+            raise ModelError(f"Variable '{name}' of `example` is not a real array: {leaf!r}.")
+    shapes = {name: tuple(np.shape(leaf)) for name, leaf in zip(names, leaves, strict=True)}
+    chosen = dict.fromkeys(names, constraints.real)
+    if isinstance(supports, constraints.Constraint):
+        chosen = dict.fromkeys(names, supports)
+    elif supports is not None:
+        is_support = lambda entry: entry is None or isinstance(entry, constraints.Constraint)  # noqa: E731
+        paths = jax.tree_util.tree_flatten_with_path(supports, is_leaf=is_support)[0]
+        for path, support in paths:
+            keys = [getattr(k, "key", getattr(k, "name", getattr(k, "idx", None))) for k in path]
+            name = "_".join(str(key) for key in keys)
+            if name not in chosen:
+                raise ModelError(unknown("variable", name, names, " in `supports`"))
+            chosen[name] = support or constraints.real
+    return BareModel(fn, shapes, chosen, treedef.unflatten)

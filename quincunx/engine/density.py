@@ -1,0 +1,262 @@
+"""The compiled model: a log density that keeps the model's structure."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+from numpyro.distributions import biject_to
+
+from quincunx.engine import arguments, tracing
+from quincunx.engine.bare import BareModel
+from quincunx.engine.errors import ModelError, listing, unknown
+from quincunx.engine.labels import Labels
+from quincunx.engine.program import Program, trace_program
+from quincunx.engine.structure import Structure
+
+Rows = Any
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _terms(program: Program, leaves: list[Any], z: Any, rows: Mapping[str, Any]) -> tuple:
+    """Log prior (with Jacobians), and log likelihood, at a flat position."""
+    substitution = tracing.Substitution(program.split(z), rows)
+    trace = tracing.at_point(program.model, program.signature.rebuild(leaves), substitution, rows)
+    prior = [jnp.sum(term) for term in substitution.log_jacobians]
+    likelihood = []
+    data_plates = {plate.name for plate in program.data_plates}
+    for message in trace.values():
+        if message["type"] != "sample":
+            continue
+        inside = {frame.name for frame in message.get("cond_indep_stack", ())}
+        observed = message["is_observed"]
+        if observed and (not tracing.is_factor(message) or inside & data_plates):
+            likelihood.append(tracing.scaled_sum(message))
+        else:
+            prior.append(tracing.scaled_sum(message))
+    zero = jnp.zeros((), z.dtype)
+    return sum(prior, zero), sum(likelihood, zero)
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _pointwise(program: Program, leaves: list[Any], z: Any) -> dict[str, Any]:
+    substitution = tracing.Substitution(program.split(z), {})
+    trace = tracing.at_point(program.model, program.signature.rebuild(leaves), substitution)
+    return {site.name: tracing.log_prob(trace[site.name]) for site in program.role("observed")}
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _constrain(program: Program, leaves: list[Any], z: Any) -> dict[str, Any]:
+    substitution = tracing.Substitution(program.split(z), {})
+    trace = tracing.at_point(program.model, program.signature.rebuild(leaves), substitution)
+    return {site.name: trace[site.name]["value"] for site in program.role("latent", "deterministic")}
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _unconstrain(program: Program, leaves: list[Any], values: Mapping[str, Any]) -> Any:
+    def given(site: dict[str, Any]) -> Any:
+        return values[site["name"]] if tracing.is_latent(site) else None
+
+    trace = tracing.at_point(program.model, program.signature.rebuild(leaves), given)
+    parts = [
+        biject_to(trace[site.name]["fn"].support).inv(trace[site.name]["value"]).reshape(-1)
+        for site in program.latents
+    ]
+    return jnp.concatenate(parts) if parts else jnp.zeros(0)
+
+
+class Density(eqx.Module):
+    """A posterior as a log density over flat unconstrained positions `z` of shape `(dim,)`.
+
+    log p(z | data) + const = log_prior(z) + log_likelihood(z), where the log prior holds the
+    log Jacobian of the map from `z` to the constrained values.
+
+    Array data are leaves of this module, so they are traced arguments of whatever is compiled
+    from it: new data of the same shapes compile nothing again.
+
+    Attributes:
+        leaves: the traced arrays of the data.
+        temperature: the power of the likelihood, `None` for one.
+        program: the traced model.
+        labels: dims and coords for output.
+    """
+
+    leaves: list[Any]
+    temperature: Any
+    program: Program = eqx.field(static=True)
+    labels: Labels = eqx.field(static=True)
+
+    @property
+    def dim(self) -> int:
+        """Number of unconstrained coordinates."""
+        return self.program.dim
+
+    @property
+    def structure(self) -> Structure:
+        """What the compiler found: data plates, composite parts, Gaussian prior, supports."""
+        return Structure(self)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The model's arguments."""
+        return self.program.signature.rebuild(self.leaves)
+
+    def log_density(self, z: Float[Array, " dim"]) -> Float[Array, ""]:
+        """Log posterior density up to a constant, with the Jacobian of the transforms."""
+        prior, likelihood = _terms(self.program, self.leaves, z, {})
+        return prior + self._tempered(likelihood)
+
+    def log_prior(self, z: Float[Array, " dim"]) -> Float[Array, ""]:
+        """Log prior density with the Jacobian, and factors outside data plates."""
+        return _terms(self.program, self.leaves, z, {})[0]
+
+    def log_likelihood(self, z: Float[Array, " dim"], rows: Rows = None) -> Float[Array, ""]:
+        """Log likelihood of all rows, or its unbiased estimate from some.
+
+        With `rows` a set of n distinct indices into a data plate of N rows, the terms in that
+        plate are summed over `rows` and multiplied by N/n; all other terms are kept whole.
+
+        Args:
+            z: position.
+            rows: integer indices, of shape `(n,)`; by plate name where there are several.
+
+        Raises:
+            ModelError: the model has no data plate, or not one of that name.
+        """
+        named = {} if rows is None else self._rows(rows)
+        return self._tempered(_terms(self.program, self.leaves, z, named)[1])
+
+    def pointwise_log_likelihood(self, z: Float[Array, " dim"]) -> dict[str, Array]:
+        """Log likelihood of each observation, by site; never scaled."""
+        return _pointwise(self.program, self.leaves, z)
+
+    def constrain(self, z: Float[Array, " dim"]) -> dict[str, Array]:
+        """Latent and deterministic values at a position, by site."""
+        return _constrain(self.program, self.leaves, z)
+
+    def unconstrain(self, values: Mapping[str, Any]) -> Float[Array, " dim"]:
+        """The position at which the latent sites have the given values.
+
+        Raises:
+            ModelError: an unknown or missing site, or a value of the wrong shape.
+        """
+        values = {name: jnp.asarray(value) for name, value in values.items()}
+        self.check_values(values)
+        missing = [site.name for site in self.program.latents if site.name not in values]
+        if missing:
+            raise ModelError(f"No value for {listing(missing)}; give one for every latent site.")
+        return _unconstrain(self.program, self.leaves, values)
+
+    def initial(self, key: PRNGKeyArray) -> Float[Array, " dim"]:
+        """A starting position, uniform on (-2, 2) in each unconstrained coordinate."""
+        return jax.random.uniform(key, (self.dim,), minval=-2.0, maxval=2.0)
+
+    def simulate(self, key: PRNGKeyArray) -> dict[str, Array]:
+        """One draw of every site from the prior predictive law.
+
+        Raises:
+            ModelError: a prior is improper, so that it cannot be drawn from.
+        """
+        return self.predict({}, key)
+
+    def predict(self, values: Mapping[str, Any], key: PRNGKeyArray) -> dict[str, Array]:
+        """One draw of all sites that are not in `values`, observed ones included."""
+        improper = [
+            site
+            for site in self.program.latents
+            if site.distribution == "ImproperUniform" and site.name not in values
+        ]
+        if improper:
+            message = f"{improper[0]} has an improper prior, which cannot be drawn from. "
+            raise ModelError(message + "Give it a proper prior to simulate from the model.")
+        trace = tracing.forward(self.program.model, self.data, key, values)
+        kinds = ("sample", "deterministic")
+        return {
+            name: message["value"]
+            for name, message in trace.items()
+            if message["type"] in kinds and not tracing.is_factor(message)
+        }
+
+    def tempered(self, temperature: Any) -> Density:
+        """The density with its likelihood raised to a power: 0 is the prior, 1 the posterior."""
+        return Density(self.leaves, jnp.asarray(temperature), self.program, self.labels)
+
+    def check_values(self, values: Mapping[str, Any]) -> None:
+        """Refuse values for unknown sites or of the wrong shape."""
+        latents = {site.name: site for site in self.program.latents}
+        for name, value in values.items():
+            if name not in latents:
+                raise ModelError(unknown("latent site", name, latents))
+            shape, expected = tuple(jnp.shape(value)), latents[name].shape
+            if shape != expected:
+                message = f"The value of {latents[name]} has shape {shape}; it must be {expected}."
+                raise ModelError(message)
+
+    def _tempered(self, likelihood: Any) -> Any:
+        return likelihood if self.temperature is None else self.temperature * likelihood
+
+    def _rows(self, rows: Rows) -> dict[str, Any]:
+        plates = {plate.name: plate for plate in self.program.data_plates}
+        if not plates:
+            raise ModelError(_no_data_plate(self.program))
+        if not isinstance(rows, Mapping):
+            if len(plates) > 1:
+                message = f"The model has several data plates, {listing(plates)}; "
+                raise ModelError(message + "give `rows` as a dict by plate name.")
+            rows = {next(iter(plates)): rows}
+        for name, indices in rows.items():
+            if name not in plates:
+                raise ModelError(unknown("data plate", name, plates))
+            if indices.ndim != 1 or not jnp.issubdtype(indices.dtype, jnp.integer):
+                message = f"rows of plate '{name}' must be a vector of integers, "
+                raise ModelError(message + f"not {indices.dtype} of shape {indices.shape}.")
+            if indices.shape[0] > plates[name].size:
+                message = f"{indices.shape[0]} rows were asked of plate '{name}', "
+                raise ModelError(message + f"which has {plates[name].size}.")
+        return dict(rows)
+
+
+def _no_data_plate(program: Program) -> str:
+    observed = program.role("observed")
+    message = f"Model `{program.name}` has no data plate, so its rows cannot be subsampled. "
+    if observed:
+        message += f"Put {observed[0]} inside `with plate('row', X, y) as (x, t):` and use x, t."
+    return message
+
+
+def compile(
+    model: Callable[..., Any],
+    data: Mapping[str, Any] | None = None,
+    coords: Mapping[str, Any] | None = None,
+) -> Density:
+    """Compile a model and its data to a `Density` from one abstract trace.
+
+    No array is computed and nothing is compiled by XLA here.
+
+    Args:
+        model: a Quincunx model, a NumPyro model function, or what `from_log_density` returns.
+        data: the model's arguments by name. Arrays and lists of numbers are traced; Python
+            scalars, strings and `None` are constants of the program.
+        coords: labels by dimension name.
+
+    Returns:
+        The density.
+
+    Raises:
+        ModelError: the model, its data or its labels are wrong; the message says what and where.
+    """
+    if isinstance(model, BareModel):
+        model = model.bind(data or {})
+    if not callable(model):
+        message = f"`model` must be a function, not {type(model).__name__}. "
+        raise ModelError(message + "For a bare log density use `qx.from_log_density`.")
+    signature, leaves = arguments.normalise(data)
+    arguments.check_names(model, data or {}, getattr(model, "__name__", "model"))
+    program = trace_program(model, signature)
+    labels = Labels.of(program.sites, coords)
+    return Density(leaves, None, program, labels)

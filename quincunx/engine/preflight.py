@@ -1,0 +1,240 @@
+"""What is wrong with a model, found before a method is compiled for it.
+
+The model is run at a few points, checking the observations, the distributions' parameters and
+the log probabilities site by site.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro.distributions import constraints
+
+from quincunx.engine import tracing
+from quincunx.engine.dependence import influences
+from quincunx.engine.density import Density
+from quincunx.engine.errors import ModelError, ModelWarning, listing
+from quincunx.engine.program import Site
+
+_POINTS = 16
+_MATRICES = ("PositiveDefinite", "PositiveSemiDefinite", "CorrMatrix")
+_WRAPPERS = ("ExpandedDistribution", "Independent", "MaskedDistribution")
+
+
+def preflight(density: Density) -> None:
+    """Check a density before sampling from it.
+
+    Raises:
+        ModelError: discrete latent sites; no latent site; a flat site that nothing depends on;
+            NaN or out-of-support observations; parameters that violate their constraints.
+    """
+    _check_latents(density)
+    _check_influence(density)
+    points = np.random.default_rng(0).uniform(-2, 2, (_POINTS, density.dim))
+    points = points.astype(jax.dtypes.canonicalize_dtype(float))
+    report = jax.device_get(_inspect(density, points))
+    for site in density.program.role("observed", "latent"):
+        found = report[site.name]
+        if site.role == "observed":
+            _check_observation(density.program.name, site, found)
+        _check_parameters(density.program.name, site, found["parameters"])
+    _check_precision(report)
+
+
+def _check_latents(density: Density) -> None:
+    program = density.program
+    discrete = [site for site in program.latents if site.is_discrete]
+    if discrete:
+        names = ", ".join(str(site) for site in discrete)
+        message = f"Model `{program.name}` has discrete latent variables: {names}. No method here "
+        message += "draws them: sum them out (`jax.scipy.special.logsumexp` in a `factor`, or "
+        message += "`dist.MixtureSameFamily`), or use NumPyro's `DiscreteHMCGibbs`."
+        raise ModelError(message)
+    if density.dim == 0:
+        message = f"Model `{program.name}` has no latent variable, so there is nothing to infer. "
+        raise ModelError(message + "Is every `sample` given `obs`?")
+
+
+def _site_terms(density: Density, values: Mapping[str, Any]) -> dict[str, Any]:
+    def given(site: dict[str, Any]) -> Any:
+        return values[site["name"]] if tracing.is_latent(site) else None
+
+    trace = tracing.at_point(density.program.model, density.data, given)
+    return {
+        name: tracing.scaled_sum(site) if site["type"] == "sample" else site["value"]
+        for name, site in trace.items()
+        if site["type"] in ("sample", "deterministic")
+    }
+
+
+def _check_influence(density: Density) -> None:
+    """Flat sites that nothing depends on, and arguments that change nothing."""
+    program, leaves = density.program, density.leaves
+    float_type = jnp.result_type(float)
+    values = {site.name: jax.ShapeDtypeStruct(site.shape, float_type) for site in program.latents}
+    names = sorted(values)
+
+    def terms(leaves: Any, values: Any) -> Any:
+        return _site_terms(Density(leaves, None, program, density.labels), values)
+
+    specs = [jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype) for leaf in leaves]
+    found = influences(terms, specs, values)
+    used = frozenset().union(*found.values())
+    for index, name in enumerate(program.signature.array_names):
+        if index not in used:
+            message = f"Argument '{name}' of model `{program.name}` changes nothing but shapes. "
+            message += "Is it meant to be observed, or misspelt?"
+            warnings.warn(message, ModelWarning, stacklevel=4)
+    for site in program.latents:
+        index = len(leaves) + names.index(site.name)
+        others = [found[other] for other in found if other != site.name]
+        roles = {other.name: other.role for other in program.sites}
+        others = [f for other, f in found.items() if other != site.name and _counts(roles, other)]
+        if site.distribution == "ImproperUniform" and not any(index in f for f in others):
+            message = f"Model `{program.name}`, {site}: the prior is flat and nothing observed "
+            message += "depends on it, so the posterior is improper. Give it a proper prior."
+            raise ModelError(message)
+
+
+def _counts(roles: Mapping[str, str], name: str) -> bool:
+    return roles.get(name, "factor") != "deterministic"
+
+
+def _check_observation(model: str, site: Site, found: Mapping[str, Any]) -> None:
+    argument = f" (argument '{site.argument}')" if site.argument else ""
+    head = f"Model `{model}`, {site}: the observation{argument} "
+    count = int(found["nan_count"][0])
+    if count:
+        index = _index(found["nan_at"][0], site.shape)
+        message = f"{head}has {count} NaN, first at index {index}. Drop these rows, mask them with "
+        raise ModelError(message + "`sample(..., obs_mask=...)`, or impute them.")
+    outside = np.asarray(found["outside_count"])
+    if outside.all():
+        at, value = found["outside_at"][0], found["outside_value"][0]
+        shape = site.shape[: len(site.shape) - site.event_dim]
+        shown = np.array2string(np.asarray(value), precision=6, threshold=6)
+        message = f"{head}is outside the support {site.support} of {site.distribution}: "
+        message += f"y[{_index(at, shape)}] = {shown} ({int(outside[0])} such). "
+        raise ModelError(message + "Correct the data or choose another distribution.")
+
+
+def _check_parameters(model: str, site: Site, parameters: Mapping[str, Any]) -> None:
+    for name, found in parameters.items():
+        kind = dict(site.parameters).get(name, "its support")
+        bad = np.asarray(found["violations"]) > 0
+        finite = bad & np.isfinite(np.asarray(found["value"]))
+        share = f"at {int(bad.sum())} of {len(bad)} trial points"
+        head = f"Model `{model}`, {site}: parameter '{name}' of {site.distribution} "
+        if "eigenvalue" in found:
+            if bad.all():
+                smallest = float(np.asarray(found["eigenvalue"])[bad][0])
+                message = f"{head}is not {kind} {share}; its smallest eigenvalue "
+                message += f"is {smallest:.3g}. Add a small multiple of the identity, or check it."
+                raise ModelError(message)
+        elif finite.sum() >= max(1, _POINTS // 4):
+            value = float(np.asarray(found["value"])[finite][0])
+            message = f"{head}is {value:.6g}, but must be in {kind} ({share}). "
+            message += "Give what it is made of a prior with that support, e.g. `HalfNormal`, or "
+            raise ModelError(message + "transform it, e.g. `jnp.exp`.")
+        elif finite.any():
+            value = float(np.asarray(found["value"])[finite][0])
+            message = f"{head}is {value:.6g}, outside {kind}, {share}."
+            warnings.warn(message, ModelWarning, stacklevel=4)
+
+
+def _check_precision(report: Mapping[str, Any]) -> None:
+    totals = np.sum([np.asarray(found["log_prob"], float) for found in report.values()], axis=0)
+    totals = np.abs(totals[np.isfinite(totals)])
+    if jax.config.jax_enable_x64 or not totals.size:
+        return
+    typical = float(np.min(totals))
+    ulp = float(np.spacing(np.float32(typical)))
+    if ulp > 1e-3:
+        message = f"|log density| is about {typical:.3g}, where float32 resolves only {ulp:.1g}; "
+        message += "call `qx.configure(x64=True)` first for exact acceptance probabilities."
+        warnings.warn(message, ModelWarning, stacklevel=4)
+
+
+def _index(flat: Any, shape: tuple[int, ...]) -> Any:
+    if not shape:
+        return "()"
+    index = tuple(int(i) for i in np.unravel_index(int(flat), shape))
+    return index[0] if len(index) == 1 else index
+
+
+@eqx.filter_jit
+def _inspect(density: Density, points: Any) -> dict[str, Any]:
+    """Findings by site, with a leading axis over the points."""
+    return jax.lax.map(lambda z: _findings(density, z), points)
+
+
+def _findings(density: Density, z: Any) -> dict[str, Any]:
+    program = density.program
+    substitution = tracing.Substitution(program.split(z), {})
+    trace = tracing.at_point(program.model, density.data, substitution)
+    findings = {}
+    for site in program.role("observed", "latent"):
+        message = trace[site.name]
+        found: dict[str, Any] = {"parameters": _parameters(message["fn"])}
+        found["log_prob"] = tracing.scaled_sum(message)
+        if site.role == "observed":
+            found |= _observation(message["fn"], message["value"])
+        findings[site.name] = found
+    return findings
+
+
+def _observation(fn: Any, value: Any) -> dict[str, Any]:
+    value = jnp.asarray(value)
+    nan = jnp.isnan(value) if jnp.issubdtype(value.dtype, jnp.floating) else jnp.zeros(1, bool)
+    outside = ~jnp.asarray(fn.support(value))
+    mask = getattr(fn, "_mask", None)
+    batch_mask = jnp.ones((), bool) if mask is None else jnp.asarray(mask, bool)
+    outside = jnp.broadcast_to(outside & batch_mask, jnp.shape(outside)).reshape(-1)
+    if mask is not None:
+        spread = batch_mask.reshape(batch_mask.shape + (1,) * (value.ndim - batch_mask.ndim))
+        nan = nan & jnp.broadcast_to(spread, nan.shape)
+    at = jnp.argmax(outside)
+    events = value.reshape(outside.shape + fn.event_shape)
+    return {
+        "nan_count": jnp.sum(nan),
+        "nan_at": jnp.argmax(nan.reshape(-1)),
+        "outside_count": jnp.sum(outside),
+        "outside_at": at,
+        "outside_value": events[at],
+    }
+
+
+def _parameters(fn: Any) -> dict[str, Any]:
+    while type(fn).__name__ in _WRAPPERS:
+        fn = fn.base_dist
+    findings = {}
+    for name, constraint in fn.arg_constraints.items():
+        value = getattr(fn, name, None) if name in fn.__dict__ else None
+        if value is None or constraints.is_dependent(constraint):
+            continue
+        value = jnp.asarray(value)
+        if not jnp.issubdtype(value.dtype, jnp.number):
+            continue
+        findings[name] = _violation(constraint, value)
+    return findings
+
+
+def _violation(constraint: Any, value: Any) -> dict[str, Any]:
+    bad = ~jnp.asarray(constraint(value)).reshape(-1)
+    kind = type(constraint).__name__.strip("_")
+    found: dict[str, Any] = {"violations": jnp.sum(bad)}
+    if kind in _MATRICES:
+        smallest = jnp.linalg.eigvalsh(value)[..., 0].reshape(-1)
+        found["eigenvalue"] = smallest[jnp.argmin(smallest)]
+        found["value"] = found["eigenvalue"]
+        return found
+    event = 1 if constraint.event_dim else 0
+    flat = value.reshape(bad.shape[0], -1) if event else value.reshape(-1, 1)
+    found["value"] = jnp.min(flat[jnp.argmax(bad)])
+    return found

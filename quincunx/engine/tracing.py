@@ -1,0 +1,202 @@
+"""Running a model under NumPyro's handlers: at a point, on chosen rows, or forward."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro
+from numpyro import handlers
+from numpyro.distributions import biject_to, constraints
+from numpyro.primitives import Messenger
+
+from quincunx.engine.language import rows_in_use
+
+Trace = dict[str, dict[str, Any]]
+Model = Callable[..., Any]
+
+
+class PlateRows(Messenger):
+    """Fix which rows every plate runs over: the given ones, or all of them."""
+
+    def __init__(self, rows: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] != "plate":
+            return
+        size = msg["args"][0]
+        rows = self.rows.get(msg["name"])
+        if rows is not None:
+            msg["value"], msg["args"] = rows, (size, rows.shape[0])
+        elif msg["value"] is None:
+            msg["value"], msg["args"] = jnp.arange(size), (size, None)
+
+
+class _Unobserve(Messenger):
+    """Turn observations into variables to be drawn; factors stay what they are."""
+
+    def __init__(self, keep: frozenset[str] = frozenset()) -> None:
+        super().__init__()
+        self.keep = keep
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] != "sample" or not msg["is_observed"] or is_factor(msg):
+            return
+        if msg["name"] in self.keep:
+            return
+        shape = jnp.shape(msg["value"])
+        batch = shape[: len(shape) - len(msg["fn"].event_shape)]
+        if len(batch) > len(msg["fn"].batch_shape) or math.prod(batch) > math.prod(
+            msg["fn"].batch_shape
+        ):
+            msg["fn"] = msg["fn"].expand(batch)
+        msg["value"], msg["is_observed"] = None, False
+
+
+def is_factor(site: Mapping[str, Any]) -> bool:
+    """Whether a site is a bare log weight."""
+    return site["type"] == "sample" and isinstance(
+        site["fn"], numpyro.distributions.distribution.Unit
+    )
+
+
+def is_latent(site: Mapping[str, Any]) -> bool:
+    """Whether a site is a latent random variable."""
+    return site["type"] == "sample" and not site["is_observed"]
+
+
+def base_support(support: Any) -> Any:
+    """The constraint on single elements, under reinterpreted event dimensions."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support
+
+
+def is_real(support: Any) -> bool:
+    """Whether a support is unconstrained, so that no transform is needed."""
+    return base_support(support) is constraints.real
+
+
+def batch_axis(frame_dim: int, ndim: int, event_dim: int) -> int:
+    """The axis of a value of rank `ndim` on which a plate at `frame_dim` lies."""
+    return ndim - event_dim + frame_dim
+
+
+class Substitution:
+    """Give each latent site its value from an unconstrained one, and collect the Jacobians.
+
+    With t the bijection from the real line to the site's support, u the unconstrained value:
+    value = t(u), and log |det t'(u)| is added to the log density.
+    """
+
+    def __init__(self, unconstrained: Mapping[str, Any], rows: Mapping[str, Any]) -> None:
+        self.unconstrained = unconstrained
+        self.rows = rows
+        self.log_jacobians: list[Any] = []
+
+    def __call__(self, site: dict[str, Any]) -> Any:
+        if not is_latent(site) or site["name"] not in self.unconstrained:
+            return None
+        u = self.unconstrained[site["name"]]
+        support = site["fn"].support
+        transform = biject_to(support)
+        event_dim = transform.domain.event_dim
+        step = site["infer"].get("_scan_current_index")
+        if step is not None and jnp.ndim(u) > len(site["fn"].batch_shape) + event_dim:
+            u = u[step]
+        for frame in site.get("cond_indep_stack", ()):
+            if frame.name in self.rows:
+                axis = batch_axis(frame.dim, jnp.ndim(u), event_dim)
+                u = jnp.take(u, self.rows[frame.name], axis=axis)
+        if is_real(support):
+            return u
+        value = transform(u)
+        log_jacobian = transform.log_abs_det_jacobian(u, value)
+        if site["scale"] is not None:
+            log_jacobian = site["scale"] * log_jacobian
+        if step is None:
+            self.log_jacobians.append(log_jacobian)
+        else:
+            numpyro.factor(f"_{site['name']}_log_jacobian", jnp.sum(log_jacobian))
+        return value
+
+
+def _run(
+    model: Model,
+    arguments: Mapping[str, Any],
+    *messengers: Any,
+    key: Any = None,
+    validate: bool = False,
+) -> Trace:
+    """Trace the model; the first messenger is the innermost."""
+    fn = model
+    for messenger in messengers:
+        messenger.fn = fn
+        fn = messenger
+    seeded = handlers.seed(fn, jax.random.key(0) if key is None else key)
+    with numpyro.validation_enabled(validate):
+        return handlers.trace(seeded).get_trace(**arguments)
+
+
+def at_point(
+    model: Model,
+    arguments: Mapping[str, Any],
+    substitute: Callable[[dict[str, Any]], Any],
+    rows: Mapping[str, Any] | None = None,
+    *,
+    validate: bool = False,
+) -> Trace:
+    """Trace the model with latent values from `substitute`, on the given rows or on all.
+
+    With `validate`, parameters known while tracing are checked by the distributions.
+    """
+    rows = rows or {}
+    with rows_in_use(rows) if rows else nullcontext():
+        substitution = handlers.substitute(substitute_fn=substitute)
+        return _run(model, arguments, PlateRows(rows), substitution, validate=validate)
+
+
+def forward(
+    model: Model,
+    arguments: Mapping[str, Any],
+    key: Any,
+    values: Mapping[str, Any] | None = None,
+) -> Trace:
+    """Trace the model drawing every variable, observed ones too, save those in `values`."""
+    substitution = handlers.substitute(data=dict(values or {}))
+    return _run(model, arguments, PlateRows({}), _Unobserve(), substitution, key=key)
+
+
+def has_traced_bounds(support: Any) -> bool:
+    """Whether the bounds of a support are computed by the model."""
+    bounds = vars(base_support(support)).values()
+    return any(isinstance(bound, jax.core.Tracer) for bound in bounds)
+
+
+def log_prob(site: Mapping[str, Any]) -> Any:
+    """Log probability of a site's value, elementwise over its batch shape, never scaled.
+
+    An observation outside a support that the model computes has log probability minus infinity;
+    fixed supports are checked once, before sampling.
+    """
+    fn, value = site["fn"], site["value"]
+    with numpyro.validation_enabled(False):
+        if site["intermediates"]:
+            return fn.log_prob(value, site["intermediates"])
+        terms = fn.log_prob(value)
+    if site["is_observed"] and not is_factor(site) and has_traced_bounds(fn.support):
+        inside = fn.support(jax.lax.stop_gradient(value))
+        terms = jnp.where(inside, terms, -jnp.inf)
+    return terms
+
+
+def scaled_sum(site: Mapping[str, Any]) -> Any:
+    """A site's contribution to the log density, with the scale of its plates."""
+    total = jnp.sum(log_prob(site))
+    return total if site["scale"] is None else site["scale"] * total

@@ -1,0 +1,143 @@
+"""What a method is: the contract between samplers and the driver."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import enum
+from typing import Any, ClassVar, NamedTuple
+
+import equinox as eqx
+from jaxtyping import Array, PyTree
+
+from quincunx.engine.density import Density
+from quincunx.engine.errors import MethodError, unknown
+
+
+class Kind(enum.Enum):
+    """What can be promised of a method's draws."""
+
+    EXACT = "exact"
+    BIASED = "asymptotically biased"
+    WEIGHTED = "weighted"
+    APPROXIMATE = "approximate"
+
+    @property
+    def meaning(self) -> str:
+        """One sentence for users."""
+        return _MEANING[self]
+
+
+_MEANING = {
+    Kind.EXACT: "The posterior is the stationary law of the chain.",
+    Kind.BIASED: "The stationary law differs from the posterior by a discretisation error.",
+    Kind.WEIGHTED: "Draws are corrected by importance weights.",
+    Kind.APPROXIMATE: "Draws follow a law that only resembles the posterior.",
+}
+
+
+class Info(NamedTuple):
+    """What a step tells the driver; one common core for every method.
+
+    Attributes:
+        log_density: log density at the new position.
+        acceptance: (average) acceptance probability, 1 where nothing is rejected.
+        diverging: whether the numerical integration broke down.
+        step_size: the step size used, NaN where there is none.
+        gradients: gradient evaluations that the step made.
+        evaluations: log-density evaluations that the step made; one that came with a gradient
+            counts here too.
+        done: whether a transition is complete, so that the position is a draw.
+        extra: further statistics under ArviZ's names, each a scalar.
+    """
+
+    log_density: Array
+    acceptance: Array
+    diverging: Array
+    step_size: Array
+    gradients: Array
+    evaluations: Array
+    done: Array
+    extra: dict[str, Array]
+
+
+class Method(eqx.Module):
+    """Settings of an inference method: a frozen object with one field for each setting.
+
+    Attributes:
+        name: the name under which the method is registered.
+        kind: what can be promised of its draws.
+        summary: one sentence for tables.
+        citation: the paper, as `Author (year), title, venue`.
+    """
+
+    name: ClassVar[str]
+    kind: ClassVar[Kind]
+    summary: ClassVar[str]
+    citation: ClassVar[str]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Method:
+        """Refuse unknown settings, naming the nearest valid one."""
+        valid = [field.name for field in dataclasses.fields(cls)]
+        for key in kwargs:
+            if key not in valid:
+                raise TypeError(unknown("setting", key, valid, f" of `{cls.__name__}`"))
+        return super().__new__(cls)
+
+    def missing(self, density: Density) -> str | None:
+        """What the method needs and the density lacks, as one sentence; `None` if nothing."""
+        del density
+        return None
+
+    def settings(self) -> dict[str, Any]:
+        """The settings as a JSON-able dict."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+class Kernel(Method):
+    """A Markov kernel on flat unconstrained positions.
+
+    `init`, `step` and `position` see one chain and are pure, so that they can be traced under
+    `jit`, `vmap` and `shard_map`; `adapt` sees all chains of a device at once, so that they may
+    share what they learn. The state holds everything that adaptation changes.
+
+    Attributes:
+        lockstep: whether every step completes a transition. If not, the driver steps each
+            chain until `Info.done` and keeps the draws by their transition's index.
+    """
+
+    lockstep: ClassVar[bool] = True
+
+    @abc.abstractmethod
+    def init(self, density: Density, position: Array, key: Array) -> PyTree:
+        """The state at a starting position; it is a valid start where all of it is finite."""
+
+    @abc.abstractmethod
+    def step(self, density: Density, state: PyTree, key: Array) -> tuple[PyTree, Info]:
+        """Advance one chain. `key` is fixed by the chain and the transition's index."""
+
+    @abc.abstractmethod
+    def position(self, state: PyTree) -> Array:
+        """The flat position of a state."""
+
+    def schedule(self, num_warmup: int) -> PyTree:
+        """What `adapt` is told at each warm-up step: arrays with leading axis `num_warmup`."""
+        del num_warmup
+        return ()
+
+    def adapt(self, density: Density, states: PyTree, infos: Info, stage: PyTree) -> PyTree:
+        """Change what a warm-up step taught; all leaves have a leading axis over chains."""
+        del density, infos, stage
+        return states
+
+
+def positive(name: str, value: Any, method: str) -> None:
+    """Refuse a setting that is not a positive number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise MethodError(f"`{method}({name}={value!r})`: {name} must be a positive number.")
+
+
+def one_of(name: str, value: Any, valid: tuple[str, ...], method: str) -> None:
+    """Refuse a setting that is not one of the valid words."""
+    if value not in valid:
+        raise MethodError(unknown(name, str(value), valid, f" of `{method}`"))

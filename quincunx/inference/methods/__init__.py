@@ -1,0 +1,3 @@
+"""One method per file."""
+
+from quincunx.inference.methods.nuts import NUTS as NUTS

@@ -1,0 +1,1 @@
+"""Posteriors with trusted moments, written as Quincunx models."""
