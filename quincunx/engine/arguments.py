@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.tree_util import keystr, tree_flatten_with_path, tree_unflatten
+from jax.tree_util import tree_flatten_with_path, tree_unflatten
 
 from quincunx.engine.errors import ModelError, unknown
 
@@ -19,7 +19,7 @@ class Signature(NamedTuple):
 
     Attributes:
         treedef: the nesting of the arguments.
-        names: a readable path for each leaf, such as `X` or `group['size']`.
+        names: a readable path for each leaf, such as `X` or `group.size`.
         constants: for each leaf its value if it is a constant of the program, else `None`.
         arrays: for each leaf `(shape, dtype)` if it is a traced array, else `None`.
     """
@@ -99,7 +99,7 @@ def normalise(data: Mapping[str, Any] | None) -> tuple[Signature, list[np.ndarra
     paths, treedef = tree_flatten_with_path(dict(data), is_leaf=_is_leaf)
     names, constants, arrays, leaves = [], [], [], []
     for path, value in paths:
-        name = str(path[0].key) + keystr(path[1:])
+        name = ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
         names.append(name)
         if isinstance(value, np.generic):
             value = value.item()

@@ -43,11 +43,20 @@ def _terms(program: Program, leaves: list[Any], z: Any, rows: Mapping[str, Any])
     return sum(prior, zero), sum(likelihood, zero)
 
 
-@functools.partial(jax.jit, static_argnums=0, inline=True)
-def _pointwise(program: Program, leaves: list[Any], z: Any) -> dict[str, Any]:
-    substitution = tracing.Substitution(program.split(z), {})
-    trace = tracing.at_point(program.model, program.signature.rebuild(leaves), substitution)
-    return {site.name: tracing.log_prob(trace[site.name]) for site in program.role("observed")}
+@functools.partial(jax.jit, static_argnums=(0, 3), inline=True)
+def _at_values(
+    program: Program, leaves: list[Any], values: Mapping[str, Any], want: str
+) -> dict[str, Any]:
+    """Log probability or value of each observed site at given latent values."""
+
+    def given(site: dict[str, Any]) -> Any:
+        return values[site["name"]] if tracing.is_latent(site) else None
+
+    trace = tracing.at_point(program.model, program.signature.rebuild(leaves), given)
+    observed = {site.name: trace[site.name] for site in program.role("observed")}
+    if want == "value":
+        return {name: jnp.asarray(site["value"]) for name, site in observed.items()}
+    return {name: tracing.log_prob(site) for name, site in observed.items()}
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
@@ -133,7 +142,19 @@ class Density(eqx.Module):
 
     def pointwise_log_likelihood(self, z: Float[Array, " dim"]) -> dict[str, Array]:
         """Log likelihood of each observation, by site; never scaled."""
-        return _pointwise(self.program, self.leaves, z)
+        return self.pointwise_at(self.latent(self.constrain(z)))
+
+    def pointwise_at(self, values: Mapping[str, Any]) -> dict[str, Array]:
+        """Log likelihood of each observation at constrained latent values; never scaled."""
+        return _at_values(self.program, self.leaves, dict(values), "log_prob")
+
+    def observations(self, z: Float[Array, " dim"]) -> dict[str, Array]:
+        """The values of the observed sites."""
+        return _at_values(self.program, self.leaves, self.latent(self.constrain(z)), "value")
+
+    def latent(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Only the latent sites of a dict of values by site."""
+        return {site.name: values[site.name] for site in self.program.latents}
 
     def constrain(self, z: Float[Array, " dim"]) -> dict[str, Array]:
         """Latent and deterministic values at a position, by site."""

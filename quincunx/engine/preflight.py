@@ -161,6 +161,35 @@ def _check_precision(report: Mapping[str, Any]) -> None:
         warnings.warn(message, ModelWarning, stacklevel=4)
 
 
+def blame(density: Density, position: Any) -> str:
+    """Which sites make the log density or its gradient non-finite at a position."""
+    position = jnp.asarray(position)
+    points = jnp.broadcast_to(position, (_POINTS, density.dim))
+    report = jax.device_get(_inspect(density, points))
+    gradient = np.asarray(eqx.filter_jit(_gradient)(density, position))
+    lines = []
+    for site in density.program.role("observed", "latent"):
+        value = float(np.asarray(report[site.name]["log_prob"])[0])
+        if not np.isfinite(value):
+            lines.append(f"{site} has log probability {value}")
+    for site in density.program.latents:
+        part = gradient[site.offset : site.offset + site.size]
+        if not np.all(np.isfinite(part)):
+            bad = float(part[~np.isfinite(part)][0])
+            lines.append(f"the gradient with respect to {site} is {bad}")
+    if not lines:
+        return "No single site is to blame; look at the `factor` terms."
+    at = jax.device_get(eqx.filter_jit(Density.constrain)(density, position))
+    shown = {site.name: at[site.name] for site in density.program.latents}
+    shown = {name: np.array2string(np.asarray(v), precision=3, threshold=6) for name, v in shown.items()}
+    where = ", ".join(f"{name} = {value}" for name, value in list(shown.items())[:6])
+    return "; ".join(lines) + f" (at {where}). Reparametrise, or start elsewhere with `init=`."
+
+
+def _gradient(density: Density, position: Any) -> Any:
+    return jax.grad(density.log_density)(position)
+
+
 def _index(flat: Any, shape: tuple[int, ...]) -> Any:
     if not shape:
         return "()"

@@ -173,9 +173,9 @@ def _advance(
     """Run all chains until each has completed `limits.stop` transitions."""
     chains = carry.count.shape[0]
     base = jnp.maximum(limits.start - limits.origin, 0) // limits.thinning
-    step = jax.vmap(functools.partial(method.step, density))
+    step = jax.jit(jax.vmap(functools.partial(method.step, density)), inline=True)
     positions = jax.vmap(method.position)
-    constrain = jax.vmap(density.constrain)
+    constrain = jax.jit(jax.vmap(density.constrain), inline=True)
 
     def shapes(carry: Carry) -> tuple[dict, dict, Array]:
         state, info = step(carry.state, keys)
@@ -218,16 +218,14 @@ def _advance(
                 return buffer.at[:, slot[0]].set(value, mode="drop")
             return buffer.at[jnp.arange(chains), slot].set(value, mode="drop")
 
-        def keep(buffers: tuple) -> tuple:
-            values = constrain(positions(state)), _stats(info, gradients, evaluations)
-            return jax.tree.map(store, buffers, values)
-
-        draws, stats = jax.lax.cond(jnp.any(kept), keep, lambda same: same, (draws, stats))
+        draws = jax.tree.map(store, draws, constrain(positions(state)))
+        stats = jax.tree.map(store, stats, _stats(info, gradients, evaluations))
+        counted = kept | (done & (past <= 0))
         new = Carry(
             state,
             carry.count + done,
-            jnp.where(kept, 0, gradients),
-            jnp.where(kept, 0, evaluations),
+            jnp.where(counted, 0, gradients),
+            jnp.where(counted, 0, evaluations),
         )
         if not method.lockstep:
             new = _where(active, new, carry)

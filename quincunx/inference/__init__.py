@@ -1,0 +1,14 @@
+"""From a density to a Fit. Knows nothing of the language."""
+
+from quincunx.inference.driver import Progress as Progress
+from quincunx.inference.fit import Fit as Fit
+from quincunx.inference.fit import load as load
+from quincunx.inference.run import infer as infer
+from quincunx.inference.method import Info as Info
+from quincunx.inference.method import Kernel as Kernel
+from quincunx.inference.method import Kind as Kind
+from quincunx.inference.method import Method as Method
+from quincunx.inference.methods import NUTS as NUTS
+from quincunx.inference.registry import applicable as applicable
+from quincunx.inference.registry import methods as methods
+from quincunx.inference.registry import register as register

@@ -1,0 +1,79 @@
+"""Effective sample size and R-hat that a stuck chain cannot fool.
+
+The figures are those of arviz_stats (Vehtari, Gelman, Simpson, Carpenter and Buerkner, 2021,
+Rank-normalization, folding, and localization: an improved R-hat, Bayesian Analysis 16:667)
+wherever all chains move; a constant or non-finite chain has effective sample size 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from arviz_stats.base import array_stats
+
+_TAIL = (0.05, 0.95)
+
+
+class Convergence(NamedTuple):
+    """Diagnostics of all scalar parameters.
+
+    Attributes:
+        names: `theta[3]` and so on.
+        ess_bulk: effective sample size of the centre.
+        ess_tail: smaller effective sample size of the 5 % and 95 % quantiles.
+        r_hat: rank-normalised split R-hat; infinite where a chain is stuck.
+        finite: whether all draws are finite.
+        stuck: chains, at least one of them, that never move.
+        constant: whether the quantity is the same in every draw of every chain.
+    """
+
+    names: list[str]
+    ess_bulk: np.ndarray
+    ess_tail: np.ndarray
+    r_hat: np.ndarray
+    finite: np.ndarray
+    stuck: np.ndarray
+    constant: np.ndarray
+
+    def table(self) -> pd.DataFrame:
+        """One row for each parameter."""
+        columns = {"ess_bulk": self.ess_bulk, "ess_tail": self.ess_tail, "r_hat": self.r_hat}
+        return pd.DataFrame(columns, index=pd.Index(self.names, name="parameter"))
+
+
+def flatten(draws: Mapping[str, np.ndarray]) -> tuple[list[str], np.ndarray]:
+    """Scalar parameters as columns: names and an array `(chain, draw, parameter)`."""
+    names, columns = [], []
+    for name, values in draws.items():
+        values = np.asarray(values)
+        if values.dtype.kind not in "biuf":
+            continue
+        shape = values.shape[2:]
+        for index in np.ndindex(shape):
+            names.append(name + (f"[{', '.join(map(str, index))}]" if index else ""))
+        columns.append(values.reshape(*values.shape[:2], -1).astype(float))
+    stacked = np.concatenate(columns, axis=-1) if columns else np.zeros((1, 0, 0))
+    return names, stacked
+
+
+def convergence(draws: Mapping[str, np.ndarray]) -> Convergence:
+    """Diagnose draws by site, each of shape `(chain, draw, ...)`."""
+    names, values = flatten(draws)
+    finite = np.isfinite(values).all(axis=(0, 1))
+    spread = np.ptp(np.where(np.isfinite(values), values, 0.0), axis=1)
+    still = spread == 0
+    stuck, constant = still.any(axis=0), still.all(axis=0)
+    fixed = constant & (np.ptp(values[:, 0], axis=0) == 0) if values.size else constant
+    good = finite & ~stuck
+    count = values.shape[-1]
+    bulk, tail, r_hat = np.zeros(count), np.zeros(count), np.full(count, np.inf)
+    if good.any() and values.shape[1] >= 4:
+        moving = values[..., good]
+        axes = {"chain_axis": 0, "draw_axis": 1}
+        bulk[good] = array_stats.ess(moving, method="bulk", **axes)
+        tail[good] = array_stats.ess(moving, method="tail", prob=_TAIL, **axes)
+        r_hat[good] = array_stats.rhat(moving, method="rank", **axes)
+    return Convergence(names, bulk, tail, r_hat, finite, stuck, fixed)

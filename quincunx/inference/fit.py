@@ -1,0 +1,281 @@
+"""What `infer` returns: draws, a verdict, costs, and what can be computed from them."""
+
+from __future__ import annotations
+
+import functools
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+import pandas as pd
+import xarray as xr
+from arviz_stats import summary
+
+from quincunx.engine.density import Density, compile
+from quincunx.engine.errors import ModelError, ModelWarning, QuincunxError
+from quincunx.inference.diagnostics.convergence import Convergence, convergence
+from quincunx.inference.diagnostics.verdict import Verdict, judge
+from quincunx.inference.method import Kind, Method
+from quincunx.inference.output import dataset
+
+_BATCH = 256
+
+
+class Fit:
+    """A posterior.
+
+    Attributes:
+        tree: the ArviZ tree: `posterior`, `sample_stats`, `observed_data`, `constant_data`, and
+            further groups as they are asked for.
+        method: the method that made the draws; `None` for a loaded fit.
+        costs: `gradients`, `evaluations`, `data_passes` of all chains and both phases,
+            `warmup_gradients`, `warmup_evaluations`, `compile_seconds`, `sample_seconds`.
+        density: the compiled model; `None` for a fit loaded without its model.
+    """
+
+    def __init__(
+        self,
+        tree: xr.DataTree,
+        *,
+        method: Method | None,
+        costs: Mapping[str, float],
+        density: Density | None,
+    ) -> None:
+        self.tree = tree
+        self.method = method
+        self.costs = dict(costs)
+        self.density = density
+
+    @property
+    def posterior(self) -> xr.Dataset:
+        """The draws: one variable for each latent and deterministic site."""
+        return self.tree["posterior"].to_dataset()
+
+    @property
+    def kind(self) -> Kind:
+        """What the method promises of its draws."""
+        return Kind[self.tree["posterior"].attrs["kind"]]
+
+    @functools.cached_property
+    def convergence(self) -> Convergence:
+        """Effective sample sizes and R-hat of every parameter; a stuck chain has ESS 0."""
+        return convergence({name: array.values for name, array in self.posterior.items()})
+
+    @functools.cached_property
+    def verdict(self) -> Verdict:
+        """Whether the draws can be trusted, why not, and what to do."""
+        stats = {name: array.values for name, array in self.tree["sample_stats"].items()}
+        return judge(self.convergence, stats, self._free(), self.kind)
+
+    def summary(self, **options: Any) -> pd.DataFrame:
+        """Means, sds, intervals, effective sample sizes and R-hat, by `arviz_stats.summary`.
+
+        Args:
+            **options: as in `arviz_stats.summary`, such as `var_names` or `ci_prob`.
+        """
+        table = summary(self.tree, **options)
+        stuck = self.convergence.stuck | ~self.convergence.finite
+        if stuck.any() and isinstance(table, pd.DataFrame):
+            table = self._correct(table, options)
+        return table
+
+    def log_likelihood(self) -> xr.Dataset:
+        """Log likelihood of each observation at each draw, unscaled, as group `log_likelihood`.
+
+        With it `arviz_stats.loo(fit.tree)` works.
+        """
+        density = self._model("log_likelihood")
+        for site in density.program.role("observed"):
+            batch = len(site.shape) - site.event_dim
+            if batch > len(site.plates):
+                message = f"{site} has {batch} batch dimensions but lies in {len(site.plates)} "
+                message += "plates: LOO takes each element as one observation."
+                warnings.warn(message, ModelWarning, stacklevel=2)
+        if not density.program.role("observed"):
+            raise ModelError("The model observes nothing, so there is no log likelihood.")
+        values = _map(_pointwise, density, (), self._latent_draws())
+        return self._add("log_likelihood", density, values)
+
+    def predict(self, data: Mapping[str, Any] | None = None, key: int = 1) -> xr.Dataset:
+        """Draws of the observed sites given the posterior.
+
+        Args:
+            data: arguments of the model that replace those of the fit; observed arguments that
+                it leaves out become `None`. Without it the fit's own data are used.
+            key: seed.
+
+        Returns:
+            One variable for each observed and deterministic site, also added to the tree: as
+            `posterior_predictive`, or as `predictions` for new data.
+
+        Raises:
+            ModelError: a latent site has another shape under the new data.
+        """
+        density, group = self._model("predict"), "posterior_predictive"
+        if data is not None:
+            observed = {site.argument for site in density.program.role("observed")}
+            arguments = {
+                name: None if name in observed else value for name, value in density.data.items()
+            }
+            model = density.program.model
+            density, group = compile(model, {**arguments, **data}), "predictions"
+        draws = self._latent_draws()
+        _check_latent_shapes(density, draws)
+        keys = jax.random.split(jax.random.key(key), draws_shape(draws))
+        roles = ("observed",) if group == "posterior_predictive" else ("observed", "deterministic")
+        return self._add(group, density, _map(_predict, density, roles, draws, keys))
+
+    def prior_predictive(self, num_samples: int = 500, key: int = 2) -> xr.Dataset:
+        """Draws of all sites from the prior, as groups `prior` and `prior_predictive`.
+
+        Args:
+            num_samples: number of draws.
+            key: seed.
+        """
+        density = self._model("prior_predictive")
+        keys = jax.random.split(jax.random.key(key), (1, num_samples))
+        drawn = _map(_simulate, density, (), keys)
+        observed = {site.name for site in density.program.role("observed")}
+        prior = {name: value for name, value in drawn.items() if name not in observed}
+        self._add("prior", density, prior)
+        predictive = {name: value for name, value in drawn.items() if name in observed}
+        return self._add("prior_predictive", density, predictive)
+
+    def save(self, path: str | Path) -> None:
+        """Write the tree to netCDF (`.nc`) or Zarr (`.zarr`).
+
+        Raises:
+            QuincunxError: another suffix.
+        """
+        path = Path(path)
+        if path.suffix == ".nc":
+            self.tree.to_netcdf(path, engine="h5netcdf")
+        elif path.suffix == ".zarr":
+            self.tree.to_zarr(path, mode="w", consolidated=False)
+        else:
+            raise QuincunxError(f"Cannot save to '{path}': the suffix must be .nc or .zarr.")
+
+    def __repr__(self) -> str:
+        posterior = self.posterior.sizes
+        shape = f"{posterior['chain']} chains x {posterior['draw']} draws"
+        name = self.tree["posterior"].attrs["method"]
+        return f"<Fit by {name}: {shape}, {len(self.convergence.names)} parameters>\n{self.verdict}"
+
+    def _model(self, wanted: str) -> Density:
+        if self.density is None:
+            message = f"`{wanted}` needs the model: load with `qx.load(path, model, data)`."
+            raise QuincunxError(message)
+        return self.density
+
+    def _latent_draws(self) -> dict[str, np.ndarray]:
+        density = self._model("latent draws")
+        return {site.name: self.posterior[site.name].values for site in density.program.latents}
+
+    def _free(self) -> np.ndarray:
+        """Which scalar parameters must vary: not those that are the same by construction."""
+        found = self.convergence
+        if self.density is None:
+            return ~found.constant
+        fixed = {site.name for site in self.density.program.role("deterministic")}
+        by_design = np.array([name.split("[")[0] in fixed for name in found.names])
+        return ~(by_design & found.constant)
+
+    def _add(self, group: str, density: Density, values: Mapping[str, Any]) -> xr.Dataset:
+        added = dataset(density, values, group)
+        self.tree[group] = xr.DataTree(added)
+        return added
+
+    def _correct(self, table: pd.DataFrame, options: Mapping[str, Any]) -> pd.DataFrame:
+        """Zero effective sample size where arviz_stats does not see that a chain is stuck."""
+        names = options.get("var_names")
+        chosen = self.posterior if names is None else self.posterior[list(np.atleast_1d(names))]
+        found = convergence({name: array.values for name, array in chosen.items()})
+        bad = found.stuck | ~found.finite
+        if len(table) != len(bad):
+            return table
+        table = table.copy()
+        for column, value in (("ess_bulk", 0), ("ess_tail", 0), ("r_hat", np.inf)):
+            if column in table:
+                table[column] = np.where(bad, value, table[column])
+        return table
+
+
+def load(
+    path: str | Path,
+    model: Any = None,
+    data: Mapping[str, Any] | None = None,
+    coords: Mapping[str, Any] | None = None,
+) -> Fit:
+    """Read a fit written by `Fit.save`.
+
+    Args:
+        path: a `.nc` or `.zarr` path.
+        model: the model, needed for `predict` and `log_likelihood`.
+        data: the model's arguments.
+        coords: labels by dimension.
+
+    Raises:
+        QuincunxError: no such file, or not a fit of ours.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise QuincunxError(f"There is no '{path}'.")
+    engines = {".nc": "h5netcdf", ".zarr": "zarr"}
+    if path.suffix not in engines:
+        raise QuincunxError(f"Cannot load '{path}': the suffix must be .nc or .zarr.")
+    options = {"consolidated": False} if path.suffix == ".zarr" else {}
+    with xr.open_datatree(path, engine=engines[path.suffix], **options) as opened:
+        tree = opened.load()
+    attributes = tree["posterior"].attrs if "posterior" in tree.children else {}
+    if attributes.get("inference_library") != "quincunx":
+        raise QuincunxError(f"'{path}' was not written by `Fit.save`.")
+    density = None if model is None else compile(model, data, coords)
+    return Fit(tree, method=None, costs=json.loads(attributes["costs"]), density=density)
+
+
+def draws_shape(draws: Mapping[str, Any]) -> tuple[int, int]:
+    """Numbers of chains and draws."""
+    return next(iter(draws.values())).shape[:2]
+
+
+def _check_latent_shapes(density: Density, draws: Mapping[str, np.ndarray]) -> None:
+    for site in density.program.latents:
+        if site.name in draws and draws[site.name].shape[2:] != site.shape:
+            message = f"{site} has shape {site.shape} under the new data, but "
+            message += f"{draws[site.name].shape[2:]} in the fit. Its units must be the same."
+            raise ModelError(message)
+
+
+def _predict(density: Density, roles: tuple[str, ...], values: Any, key: Any) -> dict[str, Any]:
+    drawn = density.predict(values, key)
+    return {site.name: drawn[site.name] for site in density.program.role(*roles)}
+
+
+def _simulate(density: Density, roles: tuple[str, ...], key: Any) -> dict[str, Any]:
+    del roles
+    return density.simulate(key)
+
+
+def _pointwise(density: Density, roles: tuple[str, ...], values: Any) -> dict[str, Any]:
+    del roles
+    return density.pointwise_at(values)
+
+
+@eqx.filter_jit
+def _run(fn: Any, density: Density, roles: tuple[str, ...], arguments: tuple) -> Any:
+    return jax.lax.map(lambda entry: fn(density, roles, *entry), arguments, batch_size=_BATCH)
+
+
+def _map(
+    fn: Any, density: Density, roles: tuple[str, ...], *arguments: Any
+) -> dict[str, np.ndarray]:
+    """Apply `fn(density, roles, *entry)` over the leading (chain, draw) axes of the arguments."""
+    shape = jax.tree.leaves(arguments)[0].shape[:2]
+    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), arguments)
+    values = jax.device_get(_run(fn, density, roles, flat))
+    return {name: value.reshape(*shape, *value.shape[1:]) for name, value in values.items()}

@@ -1,0 +1,58 @@
+"""Show how far a run is: phase, divergences, step size and time left."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from quincunx.inference.driver import Progress
+
+Report = Callable[[Progress], None]
+
+
+def _silent(progress: Progress) -> None:
+    del progress
+
+
+@contextmanager
+def reporting(progress: bool | Report, label: str) -> Iterator[Report]:
+    """A function that shows progress while the context lasts.
+
+    Args:
+        progress: a callable of one's own; `True` for a bar where the output is a terminal;
+            `False` for none.
+        label: what is running.
+    """
+    if callable(progress):
+        yield progress
+        return
+    if not progress or not sys.stderr.isatty():
+        yield _silent
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("divergences {task.fields[diverging]}, step {task.fields[step_size]:.3g}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(f"{label}: compiling", total=None, diverging=0, step_size=float("nan"))
+
+        def report(state: Progress) -> None:
+            bar.update(
+                task,
+                description=f"{label}: {state.phase}",
+                completed=state.done,
+                total=state.total,
+                diverging=state.diverging,
+                step_size=state.step_size,
+            )
+
+        yield report

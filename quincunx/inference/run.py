@@ -1,0 +1,180 @@
+"""The one call: a model and its data in, a posterior with a verdict out."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+from rich.console import Console
+
+from quincunx.engine.density import compile
+from quincunx.engine.errors import MethodError, unknown
+from quincunx.engine.preflight import preflight
+from quincunx.inference import driver, registry
+from quincunx.inference.fit import Fit
+from quincunx.inference.method import Kernel, Method
+from quincunx.inference.output import Timing, build_tree
+from quincunx.inference.progress import Report, reporting
+from quincunx.inference.start import begin, check_start, given_values
+
+ChainMethod = Literal["vectorized", "sequential", "parallel"]
+_LATER = ("store", "checkpoint", "resume")
+
+
+def infer(
+    model: Callable[..., Any],
+    data: Mapping[str, Any] | None = None,
+    method: str | Method | type[Method] = "nuts",
+    *,
+    num_warmup: int = 1000,
+    num_samples: int = 1000,
+    num_chains: int = 4,
+    key: int | Array = 0,
+    thinning: int = 1,
+    init: str | Mapping[str, Any] | None = None,
+    coords: Mapping[str, Any] | None = None,
+    chain_method: ChainMethod = "vectorized",
+    mesh: Mesh | None = None,
+    keep_warmup: bool = False,
+    progress: bool | Report = True,
+    **unknown_arguments: Any,
+) -> Fit:
+    """Draw from the posterior of a model.
+
+    Args:
+        model: a Quincunx model, a NumPyro model function, or `from_log_density(...)`.
+        data: the model's arguments by name. Arrays and lists of numbers are traced; Python
+            scalars, strings and `None` are constants of the compiled program.
+        method: a method object such as `NUTS(target_accept=0.9)`, or a registered name.
+        num_warmup: adapting transitions of each chain, not kept.
+        num_samples: draws kept of each chain.
+        num_chains: number of chains.
+        key: an integer seed or a JAX key. Draws depend on (key, chain, transition) alone.
+        thinning: keep one of so many transitions; `num_samples` counts the kept ones.
+        init: where chains start: `None` or 'uniform' (uniform on (-2, 2) in unconstrained
+            coordinates), 'prior', or a dict of values by site, for all chains or with a
+            leading axis over chains; sites that it leaves out start as by 'uniform'.
+        coords: labels by dimension name.
+        chain_method: 'vectorized' (all chains at once), 'sequential' (one after the other) or
+            'parallel' (spread over the devices).
+        mesh: a JAX mesh with an axis named `chains`, for 'parallel'; all devices by default.
+        keep_warmup: whether warm-up draws are kept, in groups of their own.
+        progress: show progress on a terminal and print the verdict; or a function that is
+            called with a `Progress` after each chunk.
+
+    Returns:
+        The fit: draws, verdict, costs.
+
+    Raises:
+        ModelError: the model or its data are wrong.
+        MethodError: the method cannot run on this model, or a setting is wrong.
+    """
+    if unknown_arguments:
+        _refuse(unknown_arguments)
+    method = registry.resolve(method)
+    plan = driver.Plan(
+        _count("num_warmup", num_warmup, 0),
+        _count("num_samples", num_samples, 1),
+        _count("thinning", thinning, 1),
+        keep_warmup,
+    )
+    num_chains = _count("num_chains", num_chains, 1)
+    key = _key(key)
+    clock = time.perf_counter()
+    density = compile(model, data, coords)
+    registry.require(method, density.program.name, density)
+    if not isinstance(method, Kernel):
+        raise MethodError(f"`{type(method).__name__}` is not a kernel that the driver can run.")
+    preflight(density)
+    chain_mesh, groups = _layout(chain_method, mesh, num_chains)
+    strategy, given = given_values(density, init, num_chains)
+    with reporting(progress, f"{method.name} on {density.program.name}") as report:
+        prepared = time.perf_counter() - clock
+        results = []
+        for group in groups:
+            clock = time.perf_counter()
+            chosen = {name: value[group] for name, value in given.items()}
+            carry, keys, found, positions = begin(method, strategy, density, key, group, chosen)
+            check_start(density, found, positions)
+            carry, keys = _place((carry, keys), chain_mesh)
+            prepared += time.perf_counter() - clock
+            pieces = driver.run_chains(method, density, keys, carry, plan, chain_mesh, report)
+            results.append(pieces)
+    timing = Timing(
+        compile_seconds=prepared + sum(pieces.compile_seconds for pieces in results),
+        sample_seconds=sum(pieces.sample_seconds for pieces in results),
+    )
+    tree, costs = build_tree(density, method, results, timing, key, chain_method)
+    fit = Fit(tree, method=method, costs=costs, density=density)
+    if progress is True:
+        Console(stderr=True, soft_wrap=True).print(fit.verdict)
+    return fit
+
+
+def _refuse(arguments: Mapping[str, Any]) -> None:
+    name = next(iter(arguments))
+    if name in _LATER:
+        message = f"`infer({name}=...)` is not supported in this version. "
+        raise MethodError(message + "Keep a finished run with `fit.save(path)`.")
+    valid = [key for key in inspect.signature(infer).parameters if key != "unknown_arguments"]
+    raise TypeError(unknown("argument", name, valid, " of `infer`"))
+
+
+def _count(name: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < least:
+        raise MethodError(f"`{name}` must be an integer of at least {least}, not {value!r}.")
+    return int(value)
+
+
+def _key(key: Any) -> Array:
+    if isinstance(key, jax.Array) and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    if isinstance(key, (jax.Array, np.ndarray)) and key.ndim == 1 and key.dtype == np.uint32:
+        return jax.random.wrap_key_data(key)
+    if isinstance(key, bool) or not hasattr(key, "__index__"):
+        raise MethodError(f"`key` must be an integer or a JAX key, not {key!r}.")
+    return jax.random.key(int(key))
+
+
+def _layout(
+    chain_method: str, mesh: Mesh | None, num_chains: int
+) -> tuple[Mesh | None, list[np.ndarray]]:
+    """The mesh to use, and the groups of chains that run together."""
+    chains = np.arange(num_chains, dtype=np.int32)
+    valid = ("vectorized", "sequential", "parallel")
+    if chain_method not in valid:
+        raise MethodError(unknown("chain_method", str(chain_method), valid))
+    if mesh is not None and chain_method != "parallel":
+        raise MethodError("`mesh` spreads chains over devices: add `chain_method='parallel'`.")
+    if chain_method == "sequential":
+        return None, [chains[index : index + 1] for index in range(num_chains)]
+    if chain_method == "vectorized":
+        return None, [chains]
+    if mesh is None:
+        devices = len(jax.devices())
+        if num_chains % devices:
+            message = f"{num_chains} chains cannot be shared evenly by {devices} devices. "
+            raise MethodError(message + "Change `num_chains`, or give a `mesh` that divides it.")
+        mesh = jax.make_mesh((devices,), ("chains",), axis_types=(AxisType.Auto,))
+    if tuple(mesh.axis_names) != ("chains",):
+        message = f"`mesh` must have one axis, named 'chains', not {mesh.axis_names}. Write "
+        message += "`jax.make_mesh((n,), ('chains',), axis_types=(jax.sharding.AxisType.Auto,))`."
+        raise MethodError(message)
+    if num_chains % mesh.size:
+        message = f"{num_chains} chains cannot be shared evenly by {mesh.size} devices."
+        raise MethodError(message)
+    return mesh, [chains]
+
+
+def _place(arrays: Any, mesh: Mesh | None) -> Any:
+    if mesh is None:
+        return arrays
+    return jax.device_put(arrays, NamedSharding(mesh, PartitionSpec("chains")))
+
+
