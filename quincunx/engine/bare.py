@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -31,32 +30,22 @@ class BareModel:
         self.supports = dict(supports)
         self.rebuild = rebuild
         self.__name__ = getattr(fn, "__name__", "log_density")
+        signature = inspect.signature(fn)
+        data = list(signature.parameters.values())[1:]
+        self.__signature__ = signature.replace(parameters=data)
 
-    def bind(self, data: Mapping[str, Any]) -> Callable[..., Any]:
-        """The model function, after checking that `fn` takes the given data."""
-        parameters = list(inspect.signature(self.fn).parameters)[1:]
-        for name in data:
-            if name not in parameters:
-                raise ModelError(unknown("argument", name, parameters, f" of `{self.__name__}`"))
-        return self._model
-
-    @functools.cached_property
-    def _model(self) -> Callable[..., Any]:
-        @functools.wraps(self.fn)
-        def model(**data: Any) -> None:
-            values = [
-                numpyro.sample(name, _flat(self.supports[name], shape))
-                for name, shape in self.shapes.items()
-            ]
-            log_density = self.fn(self.rebuild(values), **data)
-            shape = jnp.shape(log_density)
-            if shape != ():
-                message = f"The log density `{self.__name__}` must be a scalar, got shape {shape}. "
-                raise ModelError(message + "Sum it over its elements, e.g. `.sum()`.")
-            numpyro.factor("log_density", log_density)
-
-        del model.__wrapped__
-        return model
+    def __call__(self, **data: Any) -> None:
+        """Emit the variables and the log density as NumPyro messages."""
+        values = [
+            numpyro.sample(name, _flat(self.supports[name], shape))
+            for name, shape in self.shapes.items()
+        ]
+        log_density = self.fn(self.rebuild(values), **data)
+        shape = jnp.shape(log_density)
+        if shape != ():
+            message = f"The log density `{self.__name__}` must be a scalar, got shape {shape}. "
+            raise ModelError(message + "Sum it over its elements, e.g. `.sum()`.")
+        numpyro.factor("log_density", log_density)
 
 
 def _flat(support: Any, shape: tuple[int, ...]) -> ImproperUniform:
@@ -71,14 +60,14 @@ def _names(example: Any) -> tuple[list[str], list[Any], Any]:
         return ["x"], [paths[0][1]], treedef
     names = []
     for path, _ in paths:
-        keys = [getattr(key, "key", getattr(key, "name", getattr(key, "idx", None))) for key in path]
+        keys = [
+            getattr(key, "key", getattr(key, "name", getattr(key, "idx", None))) for key in path
+        ]
         names.append("_".join(str(key) for key in keys))
     return names, [leaf for _, leaf in paths], treedef
 
 
-def from_log_density(
-    fn: Callable[..., Any], example: Any, supports: Any = None
-) -> BareModel:
+def from_log_density(fn: Callable[..., Any], example: Any, supports: Any = None) -> BareModel:
     """Use a bare log density as a model.
 
     Args:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
+
 from quincunx.engine import proximal, tracing
 
 if TYPE_CHECKING:
@@ -121,8 +122,7 @@ class Composite:
         """Locations, scales and bounds of the terms, by site and kind, at given latent values."""
         trace = self._trace(values)
         return {
-            (term.site, term.kind): _parameters(term, trace[term.site]["fn"])
-            for term in self.terms
+            (term.site, term.kind): _parameters(term, trace[term.site]["fn"]) for term in self.terms
         }
 
     def log_density(self, values: Mapping[str, Any]) -> Any:

@@ -13,7 +13,6 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.distributions import biject_to
 
 from quincunx.engine import arguments, tracing
-from quincunx.engine.bare import BareModel
 from quincunx.engine.errors import ModelError, listing, unknown
 from quincunx.engine.labels import Labels
 from quincunx.engine.program import Program, trace_program
@@ -63,7 +62,9 @@ def _at_values(
 def _constrain(program: Program, leaves: list[Any], z: Any) -> dict[str, Any]:
     substitution = tracing.Substitution(program.split(z), {})
     trace = tracing.at_point(program.model, program.signature.rebuild(leaves), substitution)
-    return {site.name: trace[site.name]["value"] for site in program.role("latent", "deterministic")}
+    return {
+        site.name: trace[site.name]["value"] for site in program.role("latent", "deterministic")
+    }
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
@@ -271,8 +272,6 @@ def compile(
     Raises:
         ModelError: the model, its data or its labels are wrong; the message says what and where.
     """
-    if isinstance(model, BareModel):
-        model = model.bind(data or {})
     if not callable(model):
         message = f"`model` must be a function, not {type(model).__name__}. "
         raise ModelError(message + "For a bare log density use `qx.from_log_density`.")

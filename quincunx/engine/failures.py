@@ -111,7 +111,9 @@ def describe(error: Exception, name: str, recorded: Recorded) -> str:
             "`jnp.where` for a choice."
         )
     site = _active_site(frames, text)
-    where = f"Model `{name}`" + (f", {site}" if site else "") + (f" ({location})" if location else "")
+    where = (
+        f"Model `{name}`" + (f", {site}" if site else "") + (f" ({location})" if location else "")
+    )
     if isinstance(error, (ValueError, TypeError)) and "roadcast" in str(error):
         return f"{where}: {_shape_message(frames, error)}"
     return f"{where}: {type(error).__name__}: {error}"
@@ -126,5 +128,3 @@ def explained(name: str, recorded: Recorded) -> Iterator[None]:
         raise
     except Exception as error:
         raise ModelError(describe(error, name, recorded)) from error
-
-

@@ -19,7 +19,9 @@ from numpyro.distributions import Distribution
 
 from quincunx.engine.errors import ModelError
 
-_ROWS: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar("rows", default={})
+_ROWS: contextvars.ContextVar[Mapping[str, Any] | None] = contextvars.ContextVar(
+    "rows", default=None
+)
 _OBSERVER: contextvars.ContextVar[Callable[[str, int, Sequence[Any]], None] | None] = (
     contextvars.ContextVar("observer", default=None)
 )
@@ -36,6 +38,7 @@ class Model:
         functools.update_wrapper(self, fn)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the function."""
         return self.fn(*args, **kwargs)
 
     def __repr__(self) -> str:
@@ -112,7 +115,7 @@ class DataPlate:
         observer = _OBSERVER.get()
         if observer is not None:
             observer(name, self.size, self.arrays)
-        self._rows = _ROWS.get().get(name)
+        self._rows = (_ROWS.get() or {}).get(name)
         self._plate = numpyro.plate(name, self.size)
 
     def __enter__(self) -> Any:
@@ -145,7 +148,7 @@ def plate(name: str, *sizes_or_arrays: Any) -> DataPlate | numpyro.plate:
     if not sizes_or_arrays:
         raise ModelError(f"plate '{name}' needs a size or the arrays whose rows it runs over.")
     first = sizes_or_arrays[0]
-    if isinstance(first, (jax.Array, jax.core.Tracer)) and jnp.ndim(first) == 0:
+    if isinstance(first, jax.Array) and jnp.ndim(first) == 0:
         message = f"plate '{name}': the size is an array value, unknown while the model is traced. "
         raise ModelError(message + "Pass the size as a Python integer in `data`.")
     if hasattr(first, "__index__") and not hasattr(first, "__len__"):

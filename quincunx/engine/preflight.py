@@ -17,9 +17,9 @@ import numpy as np
 from numpyro.distributions import constraints
 
 from quincunx.engine import tracing
-from quincunx.engine.dependence import influences
 from quincunx.engine.density import Density
-from quincunx.engine.errors import ModelError, ModelWarning, listing
+from quincunx.engine.dependence import influences
+from quincunx.engine.errors import ModelError, ModelWarning
 from quincunx.engine.program import Site
 
 _POINTS = 16
@@ -151,7 +151,7 @@ def _check_parameters(model: str, site: Site, parameters: Mapping[str, Any]) -> 
 def _check_precision(report: Mapping[str, Any]) -> None:
     totals = np.sum([np.asarray(found["log_prob"], float) for found in report.values()], axis=0)
     totals = np.abs(totals[np.isfinite(totals)])
-    if jax.config.jax_enable_x64 or not totals.size:
+    if jax.dtypes.canonicalize_dtype(float) == np.float64 or not totals.size:
         return
     typical = float(np.min(totals))
     ulp = float(np.spacing(np.float32(typical)))
@@ -181,7 +181,9 @@ def blame(density: Density, position: Any) -> str:
         return "No single site is to blame; look at the `factor` terms."
     at = jax.device_get(eqx.filter_jit(Density.constrain)(density, position))
     shown = {site.name: at[site.name] for site in density.program.latents}
-    shown = {name: np.array2string(np.asarray(v), precision=3, threshold=6) for name, v in shown.items()}
+    shown = {
+        name: np.array2string(np.asarray(v), precision=3, threshold=6) for name, v in shown.items()
+    }
     where = ", ".join(f"{name} = {value}" for name, value in list(shown.items())[:6])
     return "; ".join(lines) + f" (at {where}). Reparametrise, or start elsewhere with `init=`."
 

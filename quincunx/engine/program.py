@@ -215,7 +215,14 @@ def _support(constraint: Any) -> str:
     """A readable support, such as `Positive` or `Interval(lower_bound=0, upper_bound=2)`."""
     constraint = tracing.base_support(constraint)
     text = type(constraint).__name__.strip("_")
-    if text in ("Interval", "OpenInterval", "GreaterThan", "GreaterThanEq", "LessThan", "LessThanEq"):
+    if text in (
+        "Interval",
+        "OpenInterval",
+        "GreaterThan",
+        "GreaterThanEq",
+        "LessThan",
+        "LessThanEq",
+    ):
         return text if tracing.has_traced_bounds(constraint) else repr(constraint).strip("_")
     return text
 

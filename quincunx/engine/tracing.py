@@ -10,8 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro
+from jax.core import Tracer
 from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
+from numpyro.distributions.distribution import Unit
 from numpyro.primitives import Messenger
 
 from quincunx.engine.language import rows_in_use
@@ -28,6 +30,7 @@ class PlateRows(Messenger):
         self.rows = rows
 
     def process_message(self, msg: dict[str, Any]) -> None:
+        """Give a plate its rows."""
         if msg["type"] != "plate":
             return
         size = msg["args"][0]
@@ -61,9 +64,7 @@ class _Unobserve(Messenger):
 
 def is_factor(site: Mapping[str, Any]) -> bool:
     """Whether a site is a bare log weight."""
-    return site["type"] == "sample" and isinstance(
-        site["fn"], numpyro.distributions.distribution.Unit
-    )
+    return site["type"] == "sample" and isinstance(site["fn"], Unit)
 
 
 def is_latent(site: Mapping[str, Any]) -> bool:
@@ -101,6 +102,7 @@ class Substitution:
         self.log_jacobians: list[Any] = []
 
     def __call__(self, site: dict[str, Any]) -> Any:
+        """The value of a latent site, `None` for others."""
         if not is_latent(site) or site["name"] not in self.unconstrained:
             return None
         u = self.unconstrained[site["name"]]
@@ -140,7 +142,7 @@ def _run(
         messenger.fn = fn
         fn = messenger
     seeded = handlers.seed(fn, jax.random.key(0) if key is None else key)
-    with numpyro.validation_enabled(validate):
+    with numpyro.validation_enabled(is_validate=validate):
         return handlers.trace(seeded).get_trace(**arguments)
 
 
@@ -176,7 +178,7 @@ def forward(
 def has_traced_bounds(support: Any) -> bool:
     """Whether the bounds of a support are computed by the model."""
     bounds = vars(base_support(support)).values()
-    return any(isinstance(bound, jax.core.Tracer) for bound in bounds)
+    return any(isinstance(bound, Tracer) for bound in bounds)
 
 
 def log_prob(site: Mapping[str, Any]) -> Any:
@@ -186,7 +188,7 @@ def log_prob(site: Mapping[str, Any]) -> Any:
     fixed supports are checked once, before sampling.
     """
     fn, value = site["fn"], site["value"]
-    with numpyro.validation_enabled(False):
+    with numpyro.validation_enabled(is_validate=False):
         if site["intermediates"]:
             return fn.log_prob(value, site["intermediates"])
         terms = fn.log_prob(value)

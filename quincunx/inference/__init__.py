@@ -3,7 +3,6 @@
 from quincunx.inference.driver import Progress as Progress
 from quincunx.inference.fit import Fit as Fit
 from quincunx.inference.fit import load as load
-from quincunx.inference.run import infer as infer
 from quincunx.inference.method import Info as Info
 from quincunx.inference.method import Kernel as Kernel
 from quincunx.inference.method import Kind as Kind
@@ -12,3 +11,4 @@ from quincunx.inference.methods import NUTS as NUTS
 from quincunx.inference.registry import applicable as applicable
 from quincunx.inference.registry import methods as methods
 from quincunx.inference.registry import register as register
+from quincunx.inference.run import infer as infer

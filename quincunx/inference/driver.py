@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -331,7 +332,7 @@ def run_chains(
             totals[phase][name] += total
         kept = _kept(limits)
         if kept:
-            cut = jax.tree.map(lambda leaf: leaf[:, :kept], jax.device_get(block[:2]))
+            cut = jax.tree.map(itemgetter((slice(None), slice(kept))), jax.device_get(block[:2]))
             (warmup if phase == "warmup" else posterior).append(cut)
         pace.update(int(limits.stop - limits.start), time.perf_counter() - tick)
         diverging = int(totals["posterior"]["diverging"].sum())

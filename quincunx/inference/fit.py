@@ -64,12 +64,12 @@ class Fit:
     @functools.cached_property
     def convergence(self) -> Convergence:
         """Effective sample sizes and R-hat of every parameter; a stuck chain has ESS 0."""
-        return convergence({name: array.values for name, array in self.posterior.items()})
+        return convergence(_arrays(self.posterior))
 
     @functools.cached_property
     def verdict(self) -> Verdict:
         """Whether the draws can be trusted, why not, and what to do."""
-        stats = {name: array.values for name, array in self.tree["sample_stats"].items()}
+        stats = _arrays(self.tree["sample_stats"].to_dataset())
         return judge(self.convergence, stats, self._free(), self.kind)
 
     def summary(self, **options: Any) -> pd.DataFrame:
@@ -78,7 +78,7 @@ class Fit:
         Args:
             **options: as in `arviz_stats.summary`, such as `var_names` or `ci_prob`.
         """
-        table = summary(self.tree, **options)
+        table: Any = summary(self.tree, **options)
         stuck = self.convergence.stuck | ~self.convergence.finite
         if stuck.any() and isinstance(table, pd.DataFrame):
             table = self._correct(table, options)
@@ -194,7 +194,7 @@ class Fit:
         """Zero effective sample size where arviz_stats does not see that a chain is stuck."""
         names = options.get("var_names")
         chosen = self.posterior if names is None else self.posterior[list(np.atleast_1d(names))]
-        found = convergence({name: array.values for name, array in chosen.items()})
+        found = convergence(_arrays(chosen))
         bad = found.stuck | ~found.finite
         if len(table) != len(bad):
             return table
@@ -228,7 +228,7 @@ def load(
     engines = {".nc": "h5netcdf", ".zarr": "zarr"}
     if path.suffix not in engines:
         raise QuincunxError(f"Cannot load '{path}': the suffix must be .nc or .zarr.")
-    options = {"consolidated": False} if path.suffix == ".zarr" else {}
+    options: dict[str, Any] = {"consolidated": False} if path.suffix == ".zarr" else {}
     with xr.open_datatree(path, engine=engines[path.suffix], **options) as opened:
         tree = opened.load()
     attributes = tree["posterior"].attrs if "posterior" in tree.children else {}
@@ -241,6 +241,10 @@ def load(
 def draws_shape(draws: Mapping[str, Any]) -> tuple[int, int]:
     """Numbers of chains and draws."""
     return next(iter(draws.values())).shape[:2]
+
+
+def _arrays(dataset: xr.Dataset) -> dict[str, np.ndarray]:
+    return {str(name): np.asarray(array) for name, array in dataset.items()}
 
 
 def _check_latent_shapes(density: Density, draws: Mapping[str, np.ndarray]) -> None:

@@ -81,7 +81,7 @@ def provenance(method: Method, costs: Mapping[str, Any], key: Array, layout: str
         "key_implementation": str(jax.random.key_impl(key)),
         "versions": json.dumps(versions()),
         "device": jax.devices()[0].device_kind,
-        "precision": "float64" if jax.config.jax_enable_x64 else "float32",
+        "precision": str(np.dtype(jax.dtypes.canonicalize_dtype(float))),
         "chain_method": layout,
         "costs": json.dumps(dict(costs)),
     }

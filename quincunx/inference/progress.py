@@ -20,7 +20,7 @@ def _silent(progress: Progress) -> None:
 
 
 @contextmanager
-def reporting(progress: bool | Report, label: str) -> Iterator[Report]:
+def reporting(label: str, *, progress: bool | Report) -> Iterator[Report]:
     """A function that shows progress while the context lasts.
 
     Args:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
@@ -67,6 +68,7 @@ def infer(
         keep_warmup: whether warm-up draws are kept, in groups of their own.
         progress: show progress on a terminal and print the verdict; or a function that is
             called with a `Progress` after each chunk.
+        **unknown_arguments: refused, with the nearest valid name.
 
     Returns:
         The fit: draws, verdict, costs.
@@ -94,7 +96,7 @@ def infer(
     preflight(density)
     chain_mesh, groups = _layout(chain_method, mesh, num_chains)
     strategy, given = given_values(density, init, num_chains)
-    with reporting(progress, f"{method.name} on {density.program.name}") as report:
+    with reporting(f"{method.name} on {density.program.name}", progress=progress) as report:
         prepared = time.perf_counter() - clock
         results = []
         for group in groups:
@@ -136,7 +138,7 @@ def _key(key: Any) -> Array:
     if isinstance(key, jax.Array) and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key
     if isinstance(key, (jax.Array, np.ndarray)) and key.ndim == 1 and key.dtype == np.uint32:
-        return jax.random.wrap_key_data(key)
+        return jax.random.wrap_key_data(jnp.asarray(key))
     if isinstance(key, bool) or not hasattr(key, "__index__"):
         raise MethodError(f"`key` must be an integer or a JAX key, not {key!r}.")
     return jax.random.key(int(key))
@@ -176,5 +178,3 @@ def _place(arrays: Any, mesh: Mesh | None) -> Any:
     if mesh is None:
         return arrays
     return jax.device_put(arrays, NamedSharding(mesh, PartitionSpec("chains")))
-
-

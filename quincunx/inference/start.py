@@ -22,14 +22,14 @@ _TRIES = 100
 _STRATEGIES = ("uniform", "prior")
 
 
-def chain_keys(key: Array, chains: Array) -> tuple[Array, Array]:
+def chain_keys(key: Array, chains: Any) -> tuple[Array, Array]:
     """Keys for the start and for the transitions of each chain."""
     start, steps = jax.random.split(key)
     fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
     return fold(start, chains), fold(steps, chains)
 
 
-def given_values(density: Density, init: Any, num_chains: int) -> tuple[str, dict[str, Array]]:
+def given_values(density: Density, init: Any, num_chains: int) -> tuple[str, dict[str, np.ndarray]]:
     """The strategy and the values that `init` fixes, with a leading axis over chains.
 
     Raises:
@@ -68,8 +68,8 @@ def begin(
     strategy: str,
     density: Density,
     key: Array,
-    chains: Array,
-    given: dict[str, Array],
+    chains: Any,
+    given: Mapping[str, Any],
 ) -> tuple[Carry, Array, Array, Array]:
     """Find a start for each chain.
 
@@ -106,14 +106,20 @@ def _find(
 
     candidate = jax.jit(candidate, inline=True)
     trial = jnp.zeros((), jnp.int32)
-    blank = jax.tree.map(lambda spec: jnp.zeros(spec.shape, spec.dtype), jax.eval_shape(candidate, trial))
+    blank = jax.tree.map(
+        lambda spec: jnp.zeros(spec.shape, spec.dtype), jax.eval_shape(candidate, trial)
+    )
     _, state, found, position = jax.lax.while_loop(unfinished, search, (trial, *blank))
     return state, found, position
 
 
 def _strong(leaf: Array) -> Array:
     """Without weak type, so that a state has one type before and after a step."""
-    return leaf if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended) else jnp.asarray(leaf, leaf.dtype)
+    return (
+        leaf
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
+        else jnp.asarray(leaf, leaf.dtype)
+    )
 
 
 def _finite(state: Any) -> Array:
@@ -121,7 +127,7 @@ def _finite(state: Any) -> Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
 
 
-def check_start(density: Density, found: Array, positions: Array) -> None:
+def check_start(density: Density, found: Any, positions: Any) -> None:
     """Refuse to run when a chain found no start, saying which site is to blame.
 
     Raises:

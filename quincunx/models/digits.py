@@ -4,9 +4,9 @@ r"""Digits: a softmax classifier, 650 weights.
    P(y_n = k) = \frac{\exp(x_n \cdot W_{\cdot k})}{\sum_l \exp(x_n \cdot W_{\cdot l})},
    \quad k = 0, \dots, 9, \]
 
-with \(x\) a column of ones and the 64 pixels of an 8 x 8 image, divided by 8 and less 1, so that they
-are between -1 and 1. Only differences between the columns of \(W\) enter the likelihood: their sum
-keeps its prior.
+with \(x\) a column of ones and the 64 pixels of an 8 x 8 image, divided by 8 and less 1, so that
+they are between -1 and 1. Only differences between the columns of \(W\) enter the likelihood:
+their sum keeps its prior.
 
 Data: 1 797 handwritten digits, from scikit-learn (UCI, CC BY 4.0). Reference: none; judge it by
 held-out prediction, or against a long run.

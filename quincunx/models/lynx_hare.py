@@ -5,14 +5,14 @@ r"""Lynx and hare: a differential equation with unknown rates, start and noise.
 \[ y_{0k} \sim \mathrm{LogN}(\log z_{0k}, \sigma_k), \qquad
    y_{tk} \sim \mathrm{LogN}(\log z_k(t), \sigma_k), \quad t = 1, \dots, 20, \]
 
-with \(\theta_1, \theta_3 \sim N(1, 0.5^2)\) and \(\theta_2, \theta_4 \sim N(0.05, 0.05^2)\), all cut to
-the positive, \(z_{0k} \sim \mathrm{LogN}(\log 10, 1)\), \(\sigma_k \sim \mathrm{LogN}(-1, 1)\). The equation is
-solved in \(\log u, \log v\) by ten classical Runge-Kutta steps a year.
+with \(\theta_1, \theta_3 \sim N(1, 0.5^2)\) and \(\theta_2, \theta_4 \sim N(0.05, 0.05^2)\), all
+cut to the positive, \(z_{0k} \sim \mathrm{LogN}(\log 10, 1)\), \(\sigma_k \sim \mathrm{LogN}(-1,
+1)\). The equation is solved in \(\log u, \log v\) by ten classical Runge-Kutta steps a year.
 
 Data: pelts (thousands) collected by the Hudson's Bay Company, 1900-1920, as used in B. Carpenter's
-Stan case study "Predator-prey population dynamics", 2018; published figures, typed in. Columns: hare
-(prey), lynx (predator). Reference: posteriordb, `hudson_lynx_hare-lotka_volterra`, 10 000 nearly
-independent draws of Stan's NUTS.
+Stan case study "Predator-prey population dynamics", 2018; published figures, typed in. Columns:
+hare (prey), lynx (predator). Reference: posteriordb, `hudson_lynx_hare-lotka_volterra`, 10 000
+nearly independent draws of Stan's NUTS.
 """
 
 from math import log

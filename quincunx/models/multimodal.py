@@ -13,9 +13,9 @@ Grid of 25 Gaussians, as in the literature on learned samplers: equal weights, m
 
 unnormalised; \(\log Z = 164.6957\) at \(d = 32\), where it has 65 536 modes. The wells are near
 \(a = 1.7525\), with probability 0.8443, and \(a = -1.7108\). F. Noe et al., Science 365, 2019; L.
-Midgley et al., "Flow annealed importance sampling bootstrap", ICLR 2023. Known of all: mean, standard
-deviations, evidence, exact draws (the double well's by inverting its distribution function on a fine
-grid).
+Midgley et al., "Flow annealed importance sampling bootstrap", ICLR 2023. Known of all: mean,
+standard deviations, evidence, exact draws (the double well's by inverting its distribution
+function on a fine grid).
 """
 
 import jax

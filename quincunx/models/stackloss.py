@@ -1,11 +1,13 @@
 r"""Robust regression: Student-t noise with unknown degrees of freedom.
 
 \[ \alpha \sim N(0, 50^2), \quad \beta_j \sim N(0, 20^2), \quad \sigma \sim \mathrm{HalfCauchy}(5),
-   \quad \nu \sim \mathrm{Gamma}(2, 0.1), \quad y_n \sim \mathrm{St}(\nu, \alpha + x_n \cdot \beta, \sigma). \]
+   \quad \nu \sim \mathrm{Gamma}(2, 0.1), \quad
+   y_n \sim \mathrm{St}(\nu, \alpha + x_n \cdot \beta, \sigma). \]
 
-Data: ammonia lost from the stack of a plant on 21 days, against air flow, water temperature and acid
-concentration, from statsmodels (K. Brownlee, 1960; in the public domain); the columns of \(x\)
-standardised. Reference: a run of Stan 2.35 NUTS on this model, 10 000 nearly independent draws.
+Data: ammonia lost from the stack of a plant on 21 days, against air flow, water temperature and
+acid concentration, from statsmodels (K. Brownlee, 1960; in the public domain); the columns of
+\(x\) standardised. Reference: a run of Stan 2.35 NUTS on this model, 10 000 nearly independent
+draws.
 """
 
 import numpy as np

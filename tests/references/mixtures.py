@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.scipy.special import logsumexp, xlog1py, xlogy
+from jax.scipy.special import logsumexp
 
 import quincunx as qx
 import quincunx.distributions as dist
@@ -52,14 +52,15 @@ def hidden_markov(y: Array) -> None:
 
 @qx.model
 def capture_recapture(captures: Array) -> None:
-    """An animal is real with weight omega, then caught on occasion t with probability p_t."""
+    """An animal is real with probability omega, then caught with p_t on occasion t; else never."""
     omega = qx.sample("omega", dist.Uniform(0.0, 1.0))
     law = dist.Uniform(0.0, 1.0).expand([captures.shape[1]]).to_event(1)
     p = qx.sample("p", law, dims=["occasion"])
-    with qx.plate("animal", captures) as caught:
-        history = (xlogy(caught, p) + xlog1py(1 - caught, -p)).sum(-1)
-        absent = jnp.where(caught.any(-1), -jnp.inf, jnp.log1p(-omega))
-        qx.factor("captures", jnp.logaddexp(jnp.log(omega) + history, absent))
+    mixing = dist.Categorical(probs=jnp.stack([omega, 1 - omega]))
+    caught = dist.Bernoulli(probs=jnp.stack([p, jnp.zeros_like(p)])).to_event(1)
+    with qx.plate("animal", captures) as history:
+        law = dist.MixtureSameFamily(mixing, caught)
+        qx.sample("captures", law, obs=history, dims=["occasion"])
     pr = qx.deterministic("pr", jnp.prod(1 - p))
     qx.deterministic("omega_nd", omega * pr / (omega * pr + 1 - omega))
 

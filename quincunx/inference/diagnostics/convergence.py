@@ -62,7 +62,7 @@ def flatten(draws: Mapping[str, np.ndarray]) -> tuple[list[str], np.ndarray]:
 def convergence(draws: Mapping[str, np.ndarray]) -> Convergence:
     """Diagnose draws by site, each of shape `(chain, draw, ...)`."""
     names, values = flatten(draws)
-    finite = np.isfinite(values).all(axis=(0, 1))
+    finite = np.asarray(np.isfinite(values).all(axis=(0, 1)))
     spread = np.ptp(np.where(np.isfinite(values), values, 0.0), axis=1)
     still = spread == 0
     stuck, constant = still.any(axis=0), still.all(axis=0)
@@ -71,9 +71,8 @@ def convergence(draws: Mapping[str, np.ndarray]) -> Convergence:
     count = values.shape[-1]
     bulk, tail, r_hat = np.zeros(count), np.zeros(count), np.full(count, np.inf)
     if good.any() and values.shape[1] >= 4:
-        moving = values[..., good]
-        axes = {"chain_axis": 0, "draw_axis": 1}
-        bulk[good] = array_stats.ess(moving, method="bulk", **axes)
-        tail[good] = array_stats.ess(moving, method="tail", prob=_TAIL, **axes)
-        r_hat[good] = array_stats.rhat(moving, method="rank", **axes)
+        moving = np.moveaxis(values[..., good], -1, 0)
+        bulk[good] = array_stats.ess(moving, method="bulk")
+        tail[good] = array_stats.ess(moving, method="tail", prob=_TAIL)
+        r_hat[good] = array_stats.rhat(moving, method="rank")
     return Convergence(names, bulk, tail, r_hat, finite, stuck, fixed)

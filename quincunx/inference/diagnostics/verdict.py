@@ -129,7 +129,9 @@ def _hamiltonian(stats: Mapping[str, np.ndarray]) -> list[Finding]:
     return findings
 
 
-def judge(found: Convergence, stats: Mapping[str, np.ndarray], free: np.ndarray, kind: Kind) -> Verdict:
+def judge(
+    found: Convergence, stats: Mapping[str, np.ndarray], free: np.ndarray, kind: Kind
+) -> Verdict:
     """Judge the draws of Markov chains.
 
     Args:

@@ -88,7 +88,7 @@ class NUTS(Kernel):
     mass_matrix: Literal["diag", "dense", "low_rank"] = "diag"
     max_tree_depth: int = 10
     step_size: float = 0.5
-    divergence_threshold: float = 1000.0
+    divergence_threshold: int = 1000
 
     def __check_init__(self) -> None:
         """Refuse impossible settings."""
@@ -115,7 +115,7 @@ class NUTS(Kernel):
 
     def step(self, density: Density, state: State, key: Array) -> tuple[State, Info]:
         """One trajectory."""
-        kernel = nuts.build_kernel(divergence_threshold=self.divergence_threshold)
+        kernel: Any = nuts.build_kernel(divergence_threshold=self.divergence_threshold)
         chain, info = kernel(
             key,
             state.chain,
@@ -132,12 +132,12 @@ class NUTS(Kernel):
             "reached_max_tree_depth": info.num_trajectory_expansions >= self.max_tree_depth,
         }
         common = Info(
-            log_density=chain.logdensity,
-            acceptance=info.acceptance_rate,
-            diverging=info.is_divergent,
+            log_density=jnp.asarray(chain.logdensity),
+            acceptance=jnp.asarray(info.acceptance_rate),
+            diverging=jnp.asarray(info.is_divergent),
             step_size=state.step_size,
-            gradients=steps,
-            evaluations=steps,
+            gradients=jnp.asarray(steps),
+            evaluations=jnp.asarray(steps),
             done=jnp.ones((), bool),
             extra=extra,
         )
@@ -145,7 +145,7 @@ class NUTS(Kernel):
 
     def position(self, state: State) -> Array:
         """The position of a state."""
-        return state.chain.position
+        return jnp.asarray(state.chain.position)
 
     def schedule(self, num_warmup: int) -> Stage:
         """Stan's: step size only, then windows of doubling length, then step size only."""
@@ -195,5 +195,5 @@ def _averaging(target_accept: float) -> tuple:
 
 @functools.cache
 def _metric(name: str) -> MetricCore:
-    buffer = {"buffer_size": _LOW_RANK_BUFFER} if name == "low_rank" else {}
-    return lookup_recipe(_RECIPES[name]).build_core(**buffer)
+    size = _LOW_RANK_BUFFER if name == "low_rank" else None
+    return lookup_recipe(_RECIPES[name]).build_core(buffer_size=size)
