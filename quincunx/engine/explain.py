@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions
 from rich.table import Table
 
 from quincunx.engine.density import Density, compile
@@ -46,7 +46,7 @@ class Explanation:
         lines.append(f"The prior {joint} jointly Gaussian.")
         return lines
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
         table = Table(title=f"model {self.density.program.name}", title_justify="left")
         for column in ("site", "role", "distribution", "support", "shape", "dims", "plates"):
             table.add_column(column)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from numpyro.primitives import plate as numpyro_plate
@@ -22,6 +22,7 @@ _NEEDS_VALUE = (
 )
 
 
+@runtime_checkable
 class Recorded(Protocol):
     """What is known of the sites and arguments when the model fails."""
 
@@ -74,9 +75,9 @@ def _active_plate(frames: list[FrameType]) -> str:
 
 def _observed_shape(frames: list[FrameType]) -> str:
     for frame in reversed(frames):
-        obs = frame.f_locals.get("obs")
-        if frame.f_code.co_name == "sample" and hasattr(obs, "shape"):
-            return f" (the observation has shape {tuple(obs.shape)})"
+        shape = getattr(frame.f_locals.get("obs"), "shape", None)
+        if frame.f_code.co_name == "sample" and shape is not None:
+            return f" (the observation has shape {tuple(shape)})"
     return ""
 
 

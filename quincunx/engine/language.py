@@ -103,14 +103,16 @@ class DataPlate:
 
     def __init__(self, name: str, arrays: Sequence[Any]) -> None:
         given = [array for array in arrays if array is not None]
-        sizes = {jnp.shape(array)[0] if jnp.ndim(array) else None for array in given}
+        sizes = {jnp.shape(array)[0] if jnp.ndim(array) else 0 for array in given}
         if not given:
             message = f"plate '{name}': all arrays are None, so its size is unknown. "
             raise ModelError(message + "Pass at least one array, or the size as an integer.")
-        if len(sizes) != 1 or None in sizes:
+        if len(sizes) != 1 or 0 in sizes:
             shapes = ", ".join(str(jnp.shape(array)) for array in given)
             message = f"plate '{name}': its arrays have shapes {shapes}; "
-            raise ModelError(message + "the leading lengths must be one and the same.")
+            raise ModelError(
+                message + "the leading lengths must be one and the same, and not zero."
+            )
         self.name, self.size, self.arrays = name, sizes.pop(), tuple(arrays)
         observer = _OBSERVER.get()
         if observer is not None:
@@ -149,7 +151,7 @@ def plate(name: str, *sizes_or_arrays: Any) -> DataPlate | numpyro.plate:
         raise ModelError(f"plate '{name}' needs a size or the arrays whose rows it runs over.")
     first = sizes_or_arrays[0]
     if isinstance(first, jax.Array) and jnp.ndim(first) == 0:
-        message = f"plate '{name}': the size is an array value, unknown while the model is traced. "
+        message = f"plate '{name}': the size is an array value, unknown while tracing. "
         raise ModelError(message + "Pass the size as a Python integer in `data`.")
     if hasattr(first, "__index__") and not hasattr(first, "__len__"):
         if len(sizes_or_arrays) > 1:

@@ -6,6 +6,7 @@ the log probabilities site by site.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +21,7 @@ from quincunx.engine import tracing
 from quincunx.engine.density import Density
 from quincunx.engine.dependence import influences
 from quincunx.engine.errors import ModelError, ModelWarning
-from quincunx.engine.program import Site
+from quincunx.engine.program import Program, Site
 
 _POINTS = 16
 _MATRICES = ("PositiveDefinite", "PositiveSemiDefinite", "CorrMatrix")
@@ -61,49 +62,47 @@ def _check_latents(density: Density) -> None:
         raise ModelError(message + "Is every `sample` given `obs`?")
 
 
-def _site_terms(density: Density, values: Mapping[str, Any]) -> dict[str, Any]:
-    def given(site: dict[str, Any]) -> Any:
-        return values[site["name"]] if tracing.is_latent(site) else None
+@functools.lru_cache(maxsize=128)
+def _influences(program: Program) -> dict[str, frozenset[int]]:
+    """For each site, the arguments and latent sites (numbered in this order) that it depends on."""
 
-    trace = tracing.at_point(density.program.model, density.data, given)
-    return {
-        name: tracing.scaled_sum(site) if site["type"] == "sample" else site["value"]
-        for name, site in trace.items()
-        if site["type"] in ("sample", "deterministic")
-    }
+    def terms(leaves: Any, values: Any) -> Any:
+        def given(site: dict[str, Any]) -> Any:
+            return values[site["name"]] if tracing.is_latent(site) else None
+
+        trace = tracing.at_point(program.model, program.signature.rebuild(leaves), given)
+        return {
+            name: tracing.scaled_sum(site) if site["type"] == "sample" else site["value"]
+            for name, site in trace.items()
+            if site["type"] in ("sample", "deterministic")
+        }
+
+    arrays = program.signature.arrays
+    leaves = [jax.ShapeDtypeStruct(*array) for array in arrays if array is not None]
+    values = {site.name: jax.ShapeDtypeStruct(site.shape, site.dtype) for site in program.latents}
+    return influences(terms, leaves, values)
 
 
 def _check_influence(density: Density) -> None:
     """Flat sites that nothing depends on, and arguments that change nothing."""
-    program, leaves = density.program, density.leaves
-    float_type = jnp.result_type(float)
-    values = {site.name: jax.ShapeDtypeStruct(site.shape, float_type) for site in program.latents}
-    names = sorted(values)
-
-    def terms(leaves: Any, values: Any) -> Any:
-        return _site_terms(Density(leaves, None, program, density.labels), values)
-
-    specs = [jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype) for leaf in leaves]
-    found = influences(terms, specs, values)
+    program = density.program
+    found = _influences(program)
     used = frozenset().union(*found.values())
-    for index, name in enumerate(program.signature.array_names):
+    arguments = program.signature.array_names
+    for index, name in enumerate(arguments):
         if index not in used:
             message = f"Argument '{name}' of model `{program.name}` changes nothing but shapes. "
             message += "Is it meant to be observed, or misspelt?"
             warnings.warn(message, ModelWarning, stacklevel=4)
+    deterministic = {site.name for site in program.role("deterministic")}
+    ordered = sorted(site.name for site in program.latents)
     for site in program.latents:
-        index = len(leaves) + names.index(site.name)
-        others = [found[other] for other in found if other != site.name]
-        roles = {other.name: other.role for other in program.sites}
-        others = [f for other, f in found.items() if other != site.name and _counts(roles, other)]
-        if site.distribution == "ImproperUniform" and not any(index in f for f in others):
+        index = len(arguments) + ordered.index(site.name)
+        terms = [f for name, f in found.items() if name != site.name and name not in deterministic]
+        if site.distribution == "ImproperUniform" and not any(index in term for term in terms):
             message = f"Model `{program.name}`, {site}: the prior is flat and nothing observed "
             message += "depends on it, so the posterior is improper. Give it a proper prior."
             raise ModelError(message)
-
-
-def _counts(roles: Mapping[str, str], name: str) -> bool:
-    return roles.get(name, "factor") != "deterministic"
 
 
 def _check_observation(model: str, site: Site, found: Mapping[str, Any]) -> None:

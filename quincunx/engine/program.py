@@ -290,6 +290,13 @@ def _site(name: str, message: dict[str, Any], recorder: _Recorder, offset: int) 
     )
 
 
+def _fits(shape: tuple[int, ...], into: tuple[int, ...]) -> bool:
+    try:
+        return np.broadcast_shapes(shape, into) == into
+    except ValueError:
+        return False
+
+
 def _check_shapes(model_name: str, site: Site, message: dict[str, Any]) -> None:
     """Refuse an observation that was silently broadcast against its distribution."""
     if site.role != "observed" or not site.shape:
@@ -298,7 +305,7 @@ def _check_shapes(model_name: str, site: Site, message: dict[str, Any]) -> None:
     fn_batch = tuple(message["fn"].batch_shape)
     if site.shape[len(batch) :] != tuple(message["fn"].event_shape):
         expected = fn_batch + tuple(message["fn"].event_shape)
-    elif jnp.broadcast_shapes(batch, fn_batch) != batch:
+    elif not _fits(fn_batch, batch):
         expected = fn_batch
     else:
         return
@@ -329,7 +336,7 @@ def trace_program(model: Callable[..., Any], signature: arguments.Signature) -> 
     def run(leaves: list[Any]) -> None:
         recorder = _Recorder(name, dict(zip(signature.array_names, leaves, strict=True)))
         with explained(name, recorder), observing(recorder.data_plate), recorder:
-            trace = tracing.at_point(model, signature.rebuild(leaves), _prototype, validate=True)
+            trace = tracing.at_point(model, signature.rebuild(leaves), _prototype)
             offset = 0
             for key, message in trace.items():
                 if message["type"] not in ("sample", "deterministic"):

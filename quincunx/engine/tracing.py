@@ -134,7 +134,6 @@ def _run(
     arguments: Mapping[str, Any],
     *messengers: Any,
     key: Any = None,
-    validate: bool = False,
 ) -> Trace:
     """Trace the model; the first messenger is the innermost."""
     fn = model
@@ -142,7 +141,7 @@ def _run(
         messenger.fn = fn
         fn = messenger
     seeded = handlers.seed(fn, jax.random.key(0) if key is None else key)
-    with numpyro.validation_enabled(is_validate=validate):
+    with numpyro.validation_enabled(is_validate=False):
         return handlers.trace(seeded).get_trace(**arguments)
 
 
@@ -151,17 +150,12 @@ def at_point(
     arguments: Mapping[str, Any],
     substitute: Callable[[dict[str, Any]], Any],
     rows: Mapping[str, Any] | None = None,
-    *,
-    validate: bool = False,
 ) -> Trace:
-    """Trace the model with latent values from `substitute`, on the given rows or on all.
-
-    With `validate`, parameters known while tracing are checked by the distributions.
-    """
+    """Trace the model with latent values from `substitute`, on the given rows or on all."""
     rows = rows or {}
     with rows_in_use(rows) if rows else nullcontext():
         substitution = handlers.substitute(substitute_fn=substitute)
-        return _run(model, arguments, PlateRows(rows), substitution, validate=validate)
+        return _run(model, arguments, PlateRows(rows), substitution)
 
 
 def forward(

@@ -43,7 +43,7 @@ class Fit:
         tree: xr.DataTree,
         *,
         method: Method | None,
-        costs: Mapping[str, float],
+        costs: Mapping[str, int | float],
         density: Density | None,
     ) -> None:
         self.tree = tree

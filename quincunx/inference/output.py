@@ -43,9 +43,9 @@ def gather(results: Sequence[Pieces], phase: str) -> tuple[dict, dict]:
     return _chains([_join(part, 0) for part in parts]), _chains([_join(part, 1) for part in parts])
 
 
-def count_costs(results: Sequence[Pieces], timing: Timing) -> dict[str, float]:
+def count_costs(results: Sequence[Pieces], timing: Timing) -> dict[str, int | float]:
     """Gradients, evaluations and data passes of all chains, warm-up included, and seconds."""
-    costs: dict[str, float] = {}
+    costs: dict[str, int | float] = {}
     for name in ("gradients", "evaluations"):
         by_phase = {
             phase: sum(int(pieces.totals[phase][name].sum()) for pieces in results)
@@ -141,7 +141,7 @@ def build_tree(
     timing: Timing,
     key: Array,
     layout: str,
-) -> tuple[xr.DataTree, dict[str, float]]:
+) -> tuple[xr.DataTree, dict[str, int | float]]:
     """The ArviZ tree of a run of Markov chains, and its costs."""
     draws, stats = gather(results, "posterior")
     costs = count_costs(results, timing)

@@ -1,6 +1,7 @@
 """Fetching and preparing the data sets of the worked models."""
 
 import importlib
+from collections.abc import Sequence
 from types import ModuleType
 
 import numpy as np
@@ -39,7 +40,7 @@ def with_ones(x: np.ndarray) -> np.ndarray:
     return np.column_stack([np.ones(len(x)), x])
 
 
-def indicators(values: np.ndarray, levels: list[str]) -> np.ndarray:
+def indicators(values: np.ndarray, levels: Sequence[str]) -> np.ndarray:
     """One 0/1 column per level; a value in none of the levels (the baseline) is a row of zeros."""
     return (np.asarray(values)[:, None] == np.asarray(levels)[None, :]).astype(float)
 

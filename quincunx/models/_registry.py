@@ -86,7 +86,7 @@ def describe(name: str) -> str:
 
 
 def load(name: str, **options: Any) -> Worked:
-    """Builds a worked model: `model, data, reference = load("eight_schools")`.
+    """Builds a worked model: the model, its data and the answers.
 
     Args:
         name: One of `names()`.

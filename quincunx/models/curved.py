@@ -27,14 +27,16 @@ _FUNNEL_SD = 3.0
 
 
 @model
-def _funnel(dim):
+def neal_funnel(dim):
+    """A scale, and coordinates on that scale."""
     v = sample("v", dist.Normal(0.0, _FUNNEL_SD))
     with plate("leaf", dim - 1):
         sample("x", dist.Normal(0.0, jnp.exp(0.5 * v)))
 
 
 @model
-def _banana(curvature, scale):
+def bent_gaussian(curvature, scale):
+    """A Gaussian coordinate, and one scattered about a parabola in it."""
     x = sample("x", dist.Normal(0.0, scale))
     sample("y", dist.Normal(curvature * (x**2 - scale**2), 1.0))
 
@@ -58,7 +60,7 @@ def funnel(*, dim: int = 10) -> Worked:
         log_evidence=0.0,
         draws=draws,
     )
-    return Worked(_funnel, {"dim": dim}, reference)
+    return Worked(neal_funnel, {"dim": dim}, reference)
 
 
 @register
@@ -80,4 +82,4 @@ def banana(*, curvature: float = 0.03, scale: float = 10.0) -> Worked:
         log_evidence=0.0,
         draws=draws,
     )
-    return Worked(_banana, {"curvature": curvature, "scale": scale}, reference)
+    return Worked(bent_gaussian, {"curvature": curvature, "scale": scale}, reference)

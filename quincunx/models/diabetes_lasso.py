@@ -18,7 +18,8 @@ from quincunx.models._registry import Reference, Worked, register
 
 
 @model
-def _lasso(X, y=None):
+def lasso(X, y=None):
+    """Laplace weights with a common unknown scale."""
     alpha = sample("alpha", dist.Normal(0.0, 1.0))
     tau = sample("tau", dist.HalfCauchy(1.0))
     prior = dist.Laplace(0.0, tau).expand([X.shape[1]]).to_event(1)
@@ -52,7 +53,7 @@ def diabetes_lasso() -> Worked:
             "tau": np.array(0.07251),
             "sigma": np.array(0.02404),
         },
-        effective_size=10_000,
+        effective_size=1e4,
     )
     data = {"X": standardise(bunch.data), "y": standardise(bunch.target)}
-    return Worked(_lasso, data, reference)
+    return Worked(lasso, data, reference)

@@ -24,7 +24,8 @@ _CLARITIES = ["I1", "SI2", "VS2", "VS1", "VVS2", "VVS1", "IF"]
 
 
 @model
-def _regression(X, y=None):
+def linear_regression(X, y=None):
+    """Normal outcomes, linear in the features, on a data plate of diamonds."""
     alpha = sample("alpha", dist.Normal(8.0, 2.0))
     beta = sample("beta", dist.Normal(0.0, 1.0).expand([X.shape[1]]).to_event(1), dims=["feature"])
     sigma = sample("sigma", dist.HalfNormal(1.0))
@@ -41,9 +42,9 @@ def diamonds() -> Worked:
     features = np.column_stack(
         [
             standardise(np.column_stack(numbers)),
-            indicators(frame["cut"], _CUTS),
-            indicators(frame["color"], _COLOURS),
-            indicators(frame["clarity"], _CLARITIES),
+            indicators(frame["cut"].to_numpy(), _CUTS),
+            indicators(frame["color"].to_numpy(), _COLOURS),
+            indicators(frame["clarity"].to_numpy(), _CLARITIES),
         ]
     )
     reference = Reference(
@@ -69,4 +70,4 @@ def diamonds() -> Worked:
         log_evidence=32013.390,
     )
     data = {"X": features, "y": np.log(frame["price"].to_numpy(float))}
-    return Worked(_regression, data, reference)
+    return Worked(linear_regression, data, reference)

@@ -23,11 +23,12 @@ _CLASSES = 10
 
 
 @model
-def _softmax_regression(X, y=None):
+def softmax_regression(X, y=None):
+    """Standard normal weights and categorical outcomes, on a data plate of images."""
     prior = dist.Normal(0.0, 1.0).expand([X.shape[1], _CLASSES]).to_event(2)
     weights = sample("weights", prior, dims=["pixel", "digit"])
     with plate("image", X, y) as (x, digit):
-        sample("y", dist.Categorical(logits=x @ weights), obs=digit)
+        sample("y", dist.CategoricalLogits(x @ weights), obs=digit)
 
 
 @register
@@ -35,4 +36,4 @@ def digits() -> Worked:
     """Softmax regression of handwritten digits on 8 x 8 pixels (1 797 images, 650 weights)."""
     bunch = package("sklearn.datasets").load_digits()
     data = {"X": with_ones(bunch.data / 8.0 - 1.0), "y": bunch.target.astype(np.int32)}
-    return Worked(_softmax_regression, data, Reference(source="none"))
+    return Worked(softmax_regression, data, Reference(source="none"))

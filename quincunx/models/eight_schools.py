@@ -21,7 +21,8 @@ from quincunx.models._registry import Reference, Worked, register
 
 
 @model
-def _noncentred(sigma, y=None):
+def noncentred_form(sigma, y=None):
+    """The schools' effects as shifted and scaled standard normals."""
     mu = sample("mu", dist.Normal(0.0, 5.0))
     tau = sample("tau", dist.HalfCauchy(5.0))
     with plate("school", len(sigma)):
@@ -31,7 +32,8 @@ def _noncentred(sigma, y=None):
 
 
 @model
-def _centred(sigma, y=None):
+def centred_form(sigma, y=None):
+    """The schools' effects drawn directly; a funnel in tau."""
     mu = sample("mu", dist.Normal(0.0, 5.0))
     tau = sample("tau", dist.HalfCauchy(5.0))
     with plate("school", len(sigma)):
@@ -58,6 +60,6 @@ def eight_schools(*, centred: bool = False) -> Worked:
             "tau": np.array(3.19848),
             "theta": figures("5.61586 4.64558 5.28071 4.77094 4.61472 4.79625 5.00286 5.31769"),
         },
-        effective_size=10_000,
+        effective_size=1e4,
     )
-    return Worked(_centred if centred else _noncentred, data, reference)
+    return Worked(centred_form if centred else noncentred_form, data, reference)

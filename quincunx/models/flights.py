@@ -41,8 +41,8 @@ def flights() -> Worked:
             numbers,
             np.cos(season),
             np.sin(season),
-            indicators(frame["origin"], _ORIGINS),
-            indicators(frame["carrier"], _CARRIERS),
+            indicators(frame["origin"].to_numpy(), _ORIGINS),
+            indicators(frame["carrier"].to_numpy(), _CARRIERS),
         ]
     )
     late = (frame["arr_delay"].to_numpy(float) > _LATE_MINUTES).astype(np.int32)
@@ -63,6 +63,6 @@ def flights() -> Worked:
             """),
         },
         log_evidence=-170176.149,
-        effective_size=200_000,
+        effective_size=2e5,
     )
     return Worked(logistic_regression, {"X": with_ones(features), "y": late}, reference)

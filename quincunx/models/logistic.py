@@ -18,7 +18,6 @@ importance sampling (-111.6125 +- 0.004 and -108.383 +- 0.005).
 """
 
 import numpy as np
-from jaxtyping import Array, Float, Int
 
 from quincunx import distributions as dist
 from quincunx.engine import model, plate, sample
@@ -29,7 +28,7 @@ _SOURCE = "own run of NumPyro 0.22 NUTS, 4 x 20 000 draws; evidence by annealed 
 
 
 @model
-def logistic_regression(X: Float[Array, "row feature"], y: Int[Array, " row"] | None = None):
+def logistic_regression(X, y=None):
     """Standard normal weights and Bernoulli outcomes, on a data plate of rows."""
     beta = sample("beta", dist.Normal(0.0, 1.0).expand([X.shape[1]]).to_event(1), dims=["feature"])
     with plate("row", X, y) as (x, outcome):
@@ -67,7 +66,7 @@ def breast_cancer() -> Worked:
             """),
         },
         log_evidence=-55.222,
-        effective_size=50_000,
+        effective_size=5e4,
     )
     data = {"X": with_ones(standardise(bunch.data)), "y": malignant}
     return Worked(logistic_regression, data, reference)
@@ -97,7 +96,7 @@ def ionosphere() -> Worked:
             """),
         },
         log_evidence=-111.607,
-        effective_size=50_000,
+        effective_size=5e4,
     )
     data = {"X": with_ones(standardise(features)), "y": good}
     return Worked(logistic_regression, data, reference)
@@ -132,7 +131,7 @@ def sonar() -> Worked:
             """),
         },
         log_evidence=-108.425,
-        effective_size=50_000,
+        effective_size=5e4,
     )
     data = {"X": with_ones(standardise(features)), "y": rock}
     return Worked(logistic_regression, data, reference)

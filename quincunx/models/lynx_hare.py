@@ -53,7 +53,8 @@ def _log_populations(
 
 
 @model
-def _lotka_volterra(years, y=None):
+def lotka_volterra(years, y=None):
+    """Populations that follow the equations, seen with log-normal errors."""
     loc, scale = jnp.array([1.0, 0.05, 1.0, 0.05]), jnp.array([0.5, 0.05, 0.5, 0.05])
     rates = dist.TruncatedNormal(loc, scale, low=0.0).to_event(1)
     theta = sample("theta", rates, dims=["rate"])
@@ -86,6 +87,6 @@ def lynx_hare() -> Worked:
             "z_init": figures("2.91690 0.530552"),
             "sigma": figures("0.0432627 0.0435904"),
         },
-        effective_size=10_000,
+        effective_size=1e4,
     )
-    return Worked(_lotka_volterra, {"years": len(pelts), "y": pelts}, reference)
+    return Worked(lotka_volterra, {"years": len(pelts), "y": pelts}, reference)

@@ -22,7 +22,8 @@ from quincunx.models._registry import Reference, Worked, register
 
 
 @model
-def _local_level(years, y=None):
+def local_level(years, y=None):
+    """A random walk seen with noise, written with independent increments."""
     observation = sample("observation", dist.HalfNormal(2.0))
     innovation = sample("innovation", dist.HalfNormal(1.0))
     start = sample("start", dist.Normal(10.0, 3.0))
@@ -77,4 +78,4 @@ def nile() -> Worked:
         },
         log_evidence=-182.4542,
     )
-    return Worked(_local_level, {"years": len(flow), "y": flow}, reference)
+    return Worked(local_level, {"years": len(flow), "y": flow}, reference)

@@ -23,7 +23,8 @@ from quincunx.models._registry import Reference, Worked, register
 
 
 @model
-def _radon(county, floor, uranium, num_counties, y=None):
+def varying_intercepts(county, floor, uranium, num_counties, y=None):
+    """An intercept for each county, non-centred, on a data plate of homes."""
     mu_alpha = sample("mu_alpha", dist.Normal(0.0, 10.0))
     sigma_alpha = sample("sigma_alpha", dist.HalfNormal(1.0))
     beta = sample("beta", dist.Normal(0.0, 10.0).expand([2]).to_event(1), dims=["predictor"])
@@ -84,6 +85,6 @@ def radon() -> Worked:
                 0.1739 0.1668 0.1303 0.1335 0.1606
             """),
         },
-        effective_size=20_000,
+        effective_size=2e4,
     )
-    return Worked(_radon, data, reference)
+    return Worked(varying_intercepts, data, reference)

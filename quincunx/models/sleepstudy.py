@@ -22,7 +22,8 @@ from quincunx.models._registry import Reference, Worked, register
 
 
 @model
-def _random_slopes(subject, days, num_subjects, y=None):
+def random_slopes(subject, days, num_subjects, y=None):
+    """Correlated coefficients for each subject, non-centred."""
     centre = dist.Normal(jnp.array([2.5, 0.0]), jnp.array([0.5, 0.2])).to_event(1)
     mu = sample("mu", centre, dims=["coefficient"])
     spread = dist.HalfNormal(jnp.array([0.5, 0.2])).to_event(1)
@@ -81,6 +82,6 @@ def sleepstudy() -> Worked:
                 0.02446 0.02492 0.02382 0.02397 0.02366 0.02528 0.02340 0.02358
             """),
         },
-        effective_size=20_000,
+        effective_size=2e4,
     )
-    return Worked(_random_slopes, data, reference)
+    return Worked(random_slopes, data, reference)

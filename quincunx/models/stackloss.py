@@ -19,7 +19,8 @@ from quincunx.models._registry import Reference, Worked, register
 
 
 @model
-def _robust_regression(X, y=None):
+def robust_regression(X, y=None):
+    """Student-t outcomes, linear in the features, on a data plate of days."""
     alpha = sample("alpha", dist.Normal(0.0, 50.0))
     prior = dist.Normal(0.0, 20.0).expand([X.shape[1]]).to_event(1)
     beta = sample("beta", prior, dims=["feature"])
@@ -52,6 +53,6 @@ def stackloss() -> Worked:
             "sigma": np.array(0.70940),
             "nu": np.array(13.7318),
         },
-        effective_size=10_000,
+        effective_size=1e4,
     )
-    return Worked(_robust_regression, data, reference)
+    return Worked(robust_regression, data, reference)

@@ -54,8 +54,8 @@ def hidden_markov(y: Array) -> None:
 def capture_recapture(captures: Array) -> None:
     """An animal is real with probability omega, then caught with p_t on occasion t; else never."""
     omega = qx.sample("omega", dist.Uniform(0.0, 1.0))
-    law = dist.Uniform(0.0, 1.0).expand([captures.shape[1]]).to_event(1)
-    p = qx.sample("p", law, dims=["occasion"])
+    chance = dist.Uniform(0.0, 1.0).expand([captures.shape[1]]).to_event(1)
+    p = qx.sample("p", chance, dims=["occasion"])
     mixing = dist.Categorical(probs=jnp.stack([omega, 1 - omega]))
     caught = dist.Bernoulli(probs=jnp.stack([p, jnp.zeros_like(p)])).to_event(1)
     with qx.plate("animal", captures) as history:

@@ -1,0 +1,3 @@
+"""The command line: `quincunx demo`, `infer`, `explain`, `methods` and `models`."""
+
+from quincunx.cli.app import main as main

@@ -1,0 +1,201 @@
+"""Laws that every Markov kernel must obey; new methods are added to `KERNELS`."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+import quincunx as qx
+import quincunx.distributions as dist
+from quincunx.inference import driver
+from quincunx.inference.diagnostics.convergence import convergence
+from tests.laws.kernels import ColdNUTS, NoDensityRatio, RandomWalk
+from tests.scenarios import conjugate, conjugate_posterior
+
+KERNELS = {
+    "nuts": qx.NUTS(),
+    "nuts_dense": qx.NUTS(mass_matrix="dense"),
+    "nuts_low_rank": qx.NUTS(mass_matrix="low_rank"),
+    "random_walk": RandomWalk(),
+}
+SHORT = {"num_warmup": 60, "num_samples": 40, "num_chains": 2, "progress": False}
+Y = np.array([0.3, 1.9, -0.4, 2.2, 1.1])
+
+
+@pytest.fixture(scope="module", params=KERNELS)
+def kernel(request):
+    return KERNELS[request.param]
+
+
+@pytest.fixture(scope="module")
+def short(kernel):
+    return qx.infer(conjugate, {"y": Y}, kernel, key=5, **SHORT)
+
+
+def draws(fit, name="mu"):
+    return fit.posterior[name].values
+
+
+def test_every_registered_method_is_under_these_laws():
+    assert set(qx.methods().index) <= {type(kernel).name for kernel in KERNELS.values()}
+
+
+def test_step_keeps_the_state_and_reports_the_core(kernel):
+    density = qx.compile(conjugate, {"y": Y})
+
+    @eqx.filter_jit
+    def run(density, key):
+        state = kernel.init(density, jnp.zeros(1), key)
+        return state, *kernel.step(density, state, key)
+
+    before, after, info = run(density, jax.random.key(0))
+    assert jax.tree.structure(before) == jax.tree.structure(after)
+    assert [leaf.shape for leaf in jax.tree.leaves(before)] == [
+        leaf.shape for leaf in jax.tree.leaves(after)
+    ]
+    assert kernel.position(after).shape == (1,)
+    assert all(jnp.shape(leaf) == () for leaf in jax.tree.leaves(info))
+    assert info.done.dtype == bool
+    assert info.diverging.dtype == bool
+    assert info.evaluations >= 1
+    assert 0 <= info.acceptance <= 1
+
+
+def test_same_key_same_draws_other_key_other_draws(kernel, short):
+    again = qx.infer(conjugate, {"y": Y}, kernel, key=jax.random.key(5), **SHORT)
+    np.testing.assert_array_equal(draws(short), draws(again))
+    other = qx.infer(conjugate, {"y": Y}, kernel, key=6, **SHORT)
+    assert not np.any(draws(short) == draws(other))
+    assert np.all(draws(short)[0] != draws(short)[1])
+
+
+def test_sequential_is_vectorized(kernel, short):
+    one_by_one = qx.infer(
+        conjugate, {"y": Y}, kernel, key=5, chain_method="sequential", **SHORT
+    )
+    np.testing.assert_allclose(draws(short), draws(one_by_one), rtol=1e-6)
+    for name in ("gradients", "evaluations"):
+        assert short.costs[name] == one_by_one.costs[name]
+
+
+def test_where_chunks_are_cut_changes_nothing(kernel, short, monkeypatch):
+    class OddPace(driver.Pace):
+        def update(self, steps, elapsed):
+            self.steps = 7
+
+    monkeypatch.setattr(driver, "Pace", OddPace)
+    cut = qx.infer(conjugate, {"y": Y}, kernel, key=5, **SHORT)
+    np.testing.assert_array_equal(draws(short), draws(cut))
+
+
+def test_thinning_keeps_every_third(kernel, short):
+    thinned = qx.infer(
+        conjugate, {"y": Y}, kernel, key=5, thinning=3, **{**SHORT, "num_samples": 13}
+    )
+    np.testing.assert_array_equal(draws(thinned), draws(short)[:, 2:39:3])
+    stats_of = thinned.tree["sample_stats"]
+    whole = short.tree["sample_stats"]["evaluations"].values[:, :39].reshape(2, 13, 3).sum(-1)
+    np.testing.assert_array_equal(stats_of["evaluations"].values, whole)
+
+
+def test_new_data_of_the_same_shape_trace_and_compile_nothing(kernel):
+    runs = []
+
+    @qx.model
+    def counted(y=None):
+        runs.append(1)
+        mu = qx.sample("mu", dist.Normal(1.0, 2.0))
+        with qx.plate("row", y) as t:
+            qx.sample("y", dist.Normal(mu, 1.5), obs=t)
+
+    qx.infer(counted, {"y": Y}, kernel, **SHORT)
+    traced = len(runs)
+    assert traced <= 8
+    again = qx.infer(counted, {"y": Y + 1}, kernel, key=3, **SHORT)
+    assert len(runs) == traced
+    assert again.costs["compile_seconds"] < 1.0
+
+
+def test_moments_of_a_conjugate_posterior(kernel):
+    fit = qx.infer(conjugate, {"y": Y}, kernel, num_warmup=500, num_samples=3000, progress=False)
+    mean, sd = conjugate_posterior(Y)
+    found = draws(fit)
+    ess = fit.convergence.ess_bulk[0]
+    assert ess > 400
+    assert abs(found.mean() - mean) < 4.5 * sd / np.sqrt(ess)
+    squares = (found - mean) ** 2
+    error = squares.std() / np.sqrt(convergence({"s": squares}).ess_bulk[0])
+    assert abs(squares.mean() - sd**2) < 4.5 * error
+    assert fit.verdict.status == "ok", fit.verdict
+
+
+def skewed(dims=2):
+    """A skewed and curved law with exact draws: x0 ~ log-gamma, x1 | x0 ~ N(x0^2 / 2, 0.8)."""
+
+    def log_density(x):
+        return 2.0 * x[0] - jnp.exp(x[0]) - 0.5 * ((x[1] - 0.5 * x[0] ** 2) / 0.8) ** 2
+
+    rng = np.random.default_rng(11)
+    first = np.log(rng.gamma(2.0, size=40_000))
+    second = 0.5 * first**2 + 0.8 * rng.normal(size=first.size)
+    return qx.from_log_density(log_density, np.zeros(dims)), np.stack([first, second], axis=1)
+
+
+def invariance(kernel, steps=3):
+    """Smallest p-value, over several statistics, that `steps` transitions keep the law."""
+    bare, exact = skewed()
+    density = qx.compile(bare)
+    moved, fresh = exact[:20_000], exact[20_000:]
+
+    @eqx.filter_jit
+    def transit(density, positions):
+        def one(z, key):
+            state = kernel.init(density, z, key)
+
+            def transition(state, transition_key):
+                def unfinished(loop):
+                    return ~loop[1]
+
+                def tick(loop):
+                    state, info = kernel.step(density, loop[0], transition_key)
+                    state = jax.tree.map(lambda a, b: a.astype(b.dtype), state, loop[0])
+                    return state, info.done
+
+                start = (jax.tree.map(jnp.asarray, state), jnp.zeros((), bool))
+                return jax.lax.while_loop(unfinished, tick, start)[0], None
+
+            state, _ = jax.lax.scan(transition, state, jax.random.split(key, steps))
+            return kernel.position(state)
+
+        keys = jax.random.split(jax.random.key(8), len(positions))
+        return jax.vmap(one)(positions, keys)
+
+    after = np.asarray(transit(density, jnp.asarray(moved)))
+    assert np.mean(np.any(after != moved, axis=1)) > 0.3
+    statistics = (
+        lambda x: x[:, 0],
+        lambda x: x[:, 1],
+        lambda x: np.linalg.norm(x, axis=1),
+        lambda x: x[:, 0] * x[:, 1],
+        lambda x: x[:, 1] - 0.5 * x[:, 0] ** 2,
+    )
+    return min(stats.ks_2samp(f(after), f(fresh)).pvalue for f in statistics)
+
+
+INVARIANT = {
+    "nuts": qx.NUTS(step_size=0.7),
+    "nuts_short_trees": qx.NUTS(step_size=0.4, max_tree_depth=2),
+    "random_walk": RandomWalk(),
+}
+
+
+@pytest.mark.parametrize("name", INVARIANT)
+def test_kernel_leaves_its_target_invariant(name):
+    assert invariance(INVARIANT[name]) > 1e-3
+
+
+@pytest.mark.parametrize("broken", [ColdNUTS(step_size=0.7), NoDensityRatio()])
+def test_the_invariance_test_sees_a_broken_kernel(broken):
+    assert invariance(broken) < 1e-6
