@@ -17,14 +17,13 @@ from quincunx.engine.errors import ModelWarning, QuincunxError
 app = typer.Typer(
     name="quincunx",
     help="One model, many samplers, one honest answer.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 _UsageError = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 
 
-class ChainMethod(str, enum.Enum):
+class ChainMethod(enum.StrEnum):
     """How chains run."""
 
     vectorized = "vectorized"
@@ -50,6 +49,7 @@ Precision = Annotated[bool, typer.Option("--x64/--no-x64", help="Compute in doub
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for results.")] = Path("demo-output"),
+    *,
     x64: Precision = True,
 ) -> None:
     """Fit two worked models; print summaries, verdicts and costs; save draws and plots."""
@@ -78,6 +78,7 @@ def infer(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A setting of the method; repeatable."),
     ] = None,
+    *,
     x64: Precision = True,
     quiet: Annotated[
         bool, typer.Option("--quiet", help="Print the verdict and nothing else.")
@@ -119,7 +120,7 @@ def infer(
 
 
 @app.command()
-def explain(model: ModelName, data: DataFile = None, x64: Precision = True) -> None:
+def explain(model: ModelName, data: DataFile = None, *, x64: Precision = True) -> None:
     """Show a model's sites, shapes, plates and structure, and the methods that can run on it."""
     import quincunx as qx
     from quincunx.cli import inputs
@@ -168,10 +169,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0; 2 after a user's error, said in one line on stderr; 130 after an interruption.
     """
+    words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     command = typer.main.get_command(app)
     with _one_line_warnings():
         try:
-            status = command.main(arguments, prog_name="quincunx", standalone_mode=False)
+            status = command.main(words, prog_name="quincunx", standalone_mode=False)
         except (KeyboardInterrupt, typer.Abort):
             return 130
         except _UsageError as error:
@@ -182,8 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str) -> int:
-    message = " ".join(message.split())
-    print(f"quincunx: error: {message or 'nothing to do, see `quincunx --help`'}", file=sys.stderr)
+    print(f"quincunx: error: {' '.join(message.split())}", file=sys.stderr)
     return 2
 
 

@@ -156,7 +156,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     contents = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(contents, dict):
         kind = type(contents).__name__
-        raise ValueError(f"it holds a {kind}, not an object with the model's arguments")
+        message = f"Data file '{path}' holds a {kind}, not an object with the model's arguments."
+        raise QuincunxError(message)
     return {name: _filled(value) for name, value in contents.items()}
 
 

@@ -1,0 +1,35 @@
+"""Chains spread over several devices, in a process of its own."""
+
+import os
+import subprocess
+import sys
+
+CODE = """
+import jax, numpy as np, pytest
+jax.config.update("jax_enable_x64", True)
+import quincunx as qx
+from jax.sharding import AxisType
+from tests.scenarios import SCHOOLS, eight_schools
+
+options = dict(num_warmup=60, num_samples=40, progress=False)
+together = qx.infer(eight_schools, SCHOOLS, **options)
+spread = qx.infer(eight_schools, SCHOOLS, chain_method="parallel", **options)
+np.testing.assert_allclose(together.posterior["mu"], spread.posterior["mu"], rtol=1e-6)
+assert together.costs["gradients"] == spread.costs["gradients"]
+mesh = jax.make_mesh((2,), ("chains",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+pairs = qx.infer(eight_schools, SCHOOLS, chain_method="parallel", mesh=mesh, **options)
+np.testing.assert_allclose(together.posterior["mu"], pairs.posterior["mu"], rtol=1e-6)
+with pytest.raises(qx.MethodError, match="6 chains cannot be shared evenly by 4 devices"):
+    qx.infer(eight_schools, SCHOOLS, chain_method="parallel", num_chains=6, **options)
+with pytest.raises(qx.MethodError, match="add `chain_method='parallel'`"):
+    qx.infer(eight_schools, SCHOOLS, mesh=mesh, **options)
+"""
+
+
+def test_parallel_chains_are_the_vectorized_ones():
+    flags = "--xla_force_host_platform_device_count=4"
+    environment = {**os.environ, "XLA_FLAGS": flags}
+    done = subprocess.run(
+        [sys.executable, "-c", CODE], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

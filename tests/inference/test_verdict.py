@@ -1,0 +1,137 @@
+"""Draws that cannot be trusted are called so, for the right reason."""
+
+import jax.numpy as jnp
+import numpy as np
+
+import quincunx as qx
+import quincunx.distributions as dist
+from quincunx.inference.diagnostics.convergence import convergence
+from quincunx.inference.diagnostics.verdict import judge
+from quincunx.inference.method import Kind
+
+
+def stats(chains=4, draws=1000, **changes):
+    base = {"lp": np.zeros((chains, draws)), "diverging": np.zeros((chains, draws), bool)}
+    return base | changes
+
+
+def verdict(draws, kind=Kind.EXACT, **changes):
+    found = convergence(draws)
+    shape = next(iter(draws.values())).shape
+    free = np.ones(len(found.names), bool)
+    return judge(found, stats(shape[0], shape[1], **changes), free, kind)
+
+
+def good(rng, chains=4, draws=1000):
+    return rng.normal(size=(chains, draws))
+
+
+def test_independent_draws_are_ok(rng):
+    result = verdict({"a": good(rng), "b": rng.normal(size=(4, 1000, 3))})
+    assert result.status == "ok"
+    assert result.reasons == ()
+
+
+def test_constant_draws_have_no_effective_sample(rng):
+    draws = {"a": good(rng), "b": np.full((4, 1000), 0.3)}
+    found = convergence(draws)
+    assert found.ess_bulk[1] == found.ess_tail[1] == 0
+    result = verdict(draws)
+    assert result.status == "failed"
+    assert "'b' is constant" in result.reasons[0]
+
+
+def test_one_stuck_chain_fails(rng):
+    draws = good(rng)
+    draws[2] = 0.1
+    found = convergence({"a": draws})
+    assert found.ess_bulk[0] == 0
+    assert np.isinf(found.r_hat[0])
+    assert verdict({"a": draws}).status == "failed"
+
+
+def test_non_finite_draws_fail(rng):
+    draws = good(rng)
+    draws[0, 5] = np.nan
+    result = verdict({"a": draws})
+    assert result.status == "failed"
+    assert "NaN or infinite" in result.reasons[0]
+
+
+def test_chains_in_two_modes_fail(rng):
+    draws = good(rng) + np.array([0, 0, 0, 8.0])[:, None]
+    result = verdict({"a": draws})
+    assert result.status == "failed"
+    assert "chains disagree" in result.reasons[0]
+    assert "'a'" in result.reasons[0]
+
+
+def test_few_effective_draws_are_suspect(rng):
+    walk = np.cumsum(rng.normal(size=(4, 20_000)) * 0.05, axis=1)
+    slow = np.sin(walk)[:, ::40]
+    result = verdict({"fine": good(rng, draws=500), "slow": slow})
+    assert result.status in ("suspect", "failed")
+    assert any("'slow'" in reason for reason in result.reasons)
+
+
+def test_divergences_depth_and_energy(rng):
+    draws = {"a": good(rng)}
+    diverging = np.zeros((4, 1000), bool)
+    diverging[0, :5] = True
+    result = verdict(draws, diverging=diverging)
+    assert result.status == "suspect"
+    assert "5 of 4000 transitions diverged" in result.reasons[0]
+    assert "target_accept" in result.advice[0]
+    diverging[:, :500] = True
+    assert verdict(draws, diverging=diverging).status == "failed"
+    deep = rng.uniform(size=(4, 1000)) < 0.3
+    assert "tree depth" in verdict(draws, reached_max_tree_depth=deep).reasons[0]
+    energy = np.cumsum(rng.normal(size=(4, 1000)), axis=1)
+    assert "E-BFMI" in verdict(draws, energy=energy).reasons[0]
+
+
+def test_agreement_never_makes_a_biased_method_ok(rng):
+    result = verdict({"a": good(rng)}, kind=Kind.BIASED)
+    assert result.status == "suspect"
+    assert "asymptotically biased" in result.reasons[0]
+
+
+def test_a_density_that_turns_nan_never_yields_an_ok():
+    def log_density(x):
+        return jnp.where(jnp.abs(x).max() < 2.5, -0.5 * (x**2).sum(), jnp.nan)
+
+    bare = qx.from_log_density(log_density, np.zeros(2))
+    fit = qx.infer(bare, num_warmup=100, num_samples=100, progress=False)
+    assert fit.verdict.status != "ok"
+    assert np.isfinite(fit.tree["sample_stats"]["lp"].values).all()
+
+
+def test_chains_that_cannot_move_fail_with_no_effective_sample():
+    fit = qx.infer(
+        lambda: qx.sample("a", dist.Normal(0, 1)),
+        method=qx.NUTS(step_size=1e8),
+        num_warmup=0,
+        num_samples=100,
+        progress=False,
+    )
+    assert fit.verdict.status == "failed"
+    assert "never moved" in fit.verdict.reasons[0]
+    assert fit.summary().loc["a", "ess_bulk"] == 0
+
+
+def test_funnel_in_its_centred_form_is_not_ok():
+    def funnel():
+        v = qx.sample("v", dist.Normal(0, 3))
+        qx.sample("x", dist.Normal(0, jnp.exp(v / 2)).expand([9]).to_event(1))
+
+    fit = qx.infer(funnel, num_warmup=300, num_samples=300, progress=False)
+    assert fit.verdict.status != "ok"
+
+
+def test_a_constant_deterministic_is_no_fault():
+    def model():
+        a = qx.sample("a", dist.Normal(0, 1))
+        qx.deterministic("one", a / a)
+
+    fit = qx.infer(model, num_warmup=300, num_samples=1000, progress=False)
+    assert fit.verdict.status == "ok", fit.verdict
