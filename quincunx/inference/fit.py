@@ -110,8 +110,8 @@ class Fit:
             key: seed.
 
         Returns:
-            One variable for each observed and deterministic site, also added to the tree: as
-            `posterior_predictive`, or as `predictions` for new data.
+            One variable for each observed site, and for new data each deterministic one; also
+            added to the tree, as `posterior_predictive`, or as `predictions` for new data.
 
         Raises:
             ModelError: a latent site has another shape under the new data.
@@ -127,8 +127,10 @@ class Fit:
         draws = self._latent_draws()
         _check_latent_shapes(density, draws)
         keys = jax.random.split(jax.random.key(key), draws_shape(draws))
-        roles = ("observed",) if group == "posterior_predictive" else ("observed", "deterministic")
-        return self._add(group, density, _map(_predict, density, roles, draws, keys))
+        names = tuple(site.name for site in self._model("predict").program.role("observed"))
+        if data is not None:
+            names += tuple(site.name for site in density.program.role("deterministic"))
+        return self._add(group, density, _map(_predict, density, names, draws, keys))
 
     def prior_predictive(self, num_samples: int = 500, key: int = 2) -> xr.Dataset:
         """Draws of all sites from the prior, as groups `prior` and `prior_predictive`.
@@ -186,7 +188,7 @@ class Fit:
         return ~(by_design & found.constant)
 
     def _add(self, group: str, density: Density, values: Mapping[str, Any]) -> xr.Dataset:
-        added = dataset(density, values, group)
+        added = dataset(density, values)
         self.tree[group] = xr.DataTree(added)
         return added
 
@@ -255,31 +257,31 @@ def _check_latent_shapes(density: Density, draws: Mapping[str, np.ndarray]) -> N
             raise ModelError(message)
 
 
-def _predict(density: Density, roles: tuple[str, ...], values: Any, key: Any) -> dict[str, Any]:
+def _predict(density: Density, names: tuple[str, ...], values: Any, key: Any) -> dict[str, Any]:
     drawn = density.predict(values, key)
-    return {site.name: drawn[site.name] for site in density.program.role(*roles)}
+    return {name: drawn[name] for name in names}
 
 
-def _simulate(density: Density, roles: tuple[str, ...], key: Any) -> dict[str, Any]:
-    del roles
+def _simulate(density: Density, names: tuple[str, ...], key: Any) -> dict[str, Any]:
+    del names
     return density.simulate(key)
 
 
-def _pointwise(density: Density, roles: tuple[str, ...], values: Any) -> dict[str, Any]:
-    del roles
+def _pointwise(density: Density, names: tuple[str, ...], values: Any) -> dict[str, Any]:
+    del names
     return density.pointwise_at(values)
 
 
 @eqx.filter_jit
-def _run(fn: Any, density: Density, roles: tuple[str, ...], arguments: tuple) -> Any:
-    return jax.lax.map(lambda entry: fn(density, roles, *entry), arguments, batch_size=_BATCH)
+def _run(fn: Any, density: Density, names: tuple[str, ...], arguments: tuple) -> Any:
+    return jax.lax.map(lambda entry: fn(density, names, *entry), arguments, batch_size=_BATCH)
 
 
 def _map(
-    fn: Any, density: Density, roles: tuple[str, ...], *arguments: Any
+    fn: Any, density: Density, names: tuple[str, ...], *arguments: Any
 ) -> dict[str, np.ndarray]:
-    """Apply `fn(density, roles, *entry)` over the leading (chain, draw) axes of the arguments."""
+    """Apply `fn(density, names, *entry)` over the leading (chain, draw) axes of the arguments."""
     shape = jax.tree.leaves(arguments)[0].shape[:2]
     flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), arguments)
-    values = jax.device_get(_run(fn, density, roles, flat))
+    values = jax.device_get(_run(fn, density, names, flat))
     return {name: value.reshape(*shape, *value.shape[1:]) for name, value in values.items()}

@@ -92,12 +92,12 @@ def dims_of(density: Density, names: Sequence[str]) -> dict[str, list[str]]:
     return {name: density.labels.dims[name] for name in names if name in density.labels.dims}
 
 
-def dataset(density: Density, draws: Mapping[str, Any], group: str) -> xr.Dataset:
+def dataset(density: Density, draws: Mapping[str, Any]) -> xr.Dataset:
     """One group of draws as a labelled dataset."""
     dims = dims_of(density, list(draws))
     coords = _used(density.labels.coords, dims)
-    tree = arviz_base.from_dict({group: dict(draws)}, dims=dims, coords=coords)
-    return tree[group].to_dataset()
+    tree = arviz_base.from_dict({"posterior": dict(draws)}, dims=dims, coords=coords)
+    return tree["posterior"].to_dataset()
 
 
 def _used(coords: Mapping[str, Any], dims: Mapping[str, Sequence[str]]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,6 @@ from quincunx.inference.output import Timing, build_tree
 from quincunx.inference.progress import Report, reporting
 from quincunx.inference.start import begin, check_start, given_values
 
-ChainMethod = Literal["vectorized", "sequential", "parallel"]
 _LATER = ("store", "checkpoint", "resume")
 
 
@@ -40,7 +39,7 @@ def infer(
     thinning: int = 1,
     init: str | Mapping[str, Any] | None = None,
     coords: Mapping[str, Any] | None = None,
-    chain_method: ChainMethod = "vectorized",
+    chain_method: str = "vectorized",
     mesh: Mesh | None = None,
     keep_warmup: bool = False,
     progress: bool | Report = True,

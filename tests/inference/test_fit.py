@@ -208,7 +208,7 @@ def test_init_values_and_strategies():
 
 def test_wrong_run_settings_are_refused():
     y = {"y": np.zeros(2)}
-    for setting in ({"num_samples": 0}, {"num_chains": 2.5}, {"thinning": -1}, {"key": "one"}):
+    for setting in ({"num_samples": 0}, {"num_chains": 0}, {"thinning": -1}, {"num_warmup": -5}):
         with pytest.raises(qx.MethodError, match=next(iter(setting))):
             qx.infer(conjugate, y, **setting)
     with pytest.raises(qx.MethodError, match=r"chain_method.*Did you mean 'vectorized'"):

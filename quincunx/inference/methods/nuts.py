@@ -17,7 +17,7 @@ The low-rank mass matrix: Seyboldt, Carlson and Carpenter (2026), arXiv:2603.188
 from __future__ import annotations
 
 import functools
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +85,7 @@ class NUTS(Kernel):
     citation: ClassVar[str] = "Hoffman and Gelman (2014), The No-U-Turn Sampler, JMLR 15:1593"
 
     target_accept: float = 0.8
-    mass_matrix: Literal["diag", "dense", "low_rank"] = "diag"
+    mass_matrix: str = "diag"
     max_tree_depth: int = 10
     step_size: float = 0.5
     divergence_threshold: int = 1000
