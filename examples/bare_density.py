@@ -34,7 +34,7 @@ def main(arguments=None):
     # Chains start near 1 in the constrained space unless told otherwise.
     init = {"shape": 1.0, "scale": float(TIMES.mean())}
     fit = qx.infer(model, {"times": TIMES}, init=init, **settings)
-    print(fit.summary())
+    print(fit.summary().to_string())
     wear = float((fit.posterior["shape"] > 1).mean())
     print(f"The probability that the machine wears out (shape above 1) is {wear:.2f}.")
     return fit

@@ -32,15 +32,13 @@ def main(arguments=None):
     data = {"sigma": ERROR, "y": EFFECT}
     coords = {"school": list("ABCDEFGH")}
     fit = qx.infer(eight_schools, data, coords=coords, **settings)
-    print(fit.summary(var_names=["mu", "tau", "theta"]))
+    print(fit.summary(var_names=["mu", "tau", "theta"]).to_string())
 
     fit.log_likelihood()
     print(arviz_stats.loo(fit.tree))
 
-    predicted = fit.predict()["y"].mean(("chain", "draw"))
-    print(
-        "Mean of replicated effects:", dict(zip("ABCDEFGH", predicted.values.round(1), strict=True))
-    )
+    replicated = fit.predict()["y"].mean(("chain", "draw"))
+    print("Means of replicated effects:", replicated.values.round(1))
     return fit
 
 

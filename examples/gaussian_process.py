@@ -36,8 +36,8 @@ def predict(draws, x, y, new_x):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--num-warmup", type=int, default=300)
-    parser.add_argument("--num-samples", type=int, default=300)
+    parser.add_argument("--num-warmup", type=int, default=500)
+    parser.add_argument("--num-samples", type=int, default=500)
     settings = vars(parser.parse_args(arguments))
 
     qx.configure(x64=True)
@@ -45,7 +45,7 @@ def main(arguments=None):
     x = np.sort(rng.uniform(0, 6, 30))
     y = np.sin(x) + rng.normal(0, 0.2, 30)
     fit = qx.infer(gaussian_process, {"x": x, "y": y}, **settings)
-    print(fit.summary())
+    print(fit.summary().to_string())
 
     draws = {name: array.values.reshape(-1) for name, array in fit.posterior.items()}
     new_x = np.linspace(0.5, 5.5, 6)

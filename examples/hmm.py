@@ -20,7 +20,7 @@ def hidden_markov(y):
     level = qx.sample("level", levels, dims=["state"])
     noise = qx.sample("noise", dist.HalfNormal(2))
 
-    emission = dist.Normal(level, noise).log_prob(y[:, None])  # (time, state)
+    emission = dist.Normal(level[None, :], noise).log_prob(y[:, None])  # (time, state)
 
     def forward(alpha, log_emission):
         alpha = logsumexp(alpha[:, None] + jnp.log(transition), axis=0) + log_emission
@@ -46,7 +46,7 @@ def main(arguments=None):
 
     qx.configure(x64=True)
     fit = qx.infer(hidden_markov, {"y": simulate(200, np.random.default_rng(2))}, **settings)
-    print(fit.summary())
+    print(fit.summary().to_string())
     print("The data were made with levels -1 and 2, noise 0.8 and a chance of 0.9 to stay.")
     return fit
 

@@ -43,7 +43,7 @@ def main(arguments=None):
 
     coords = {"feature": ["intercept", "a", "b", "c"]}
     fit = qx.infer(logistic, data, coords=coords, **settings)
-    print(fit.summary())
+    print(fit.summary().to_string())
 
     chance = fit.predict({"X": X[400:]})["y"].mean(("chain", "draw")).values
     right = np.mean((chance > 0.5) == y[400:])

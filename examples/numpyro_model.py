@@ -13,7 +13,7 @@ import quincunx as qx
 
 def radon(county, floor, num_counties, log_radon=None):
     mean = numpyro.sample("mean", dist.Normal(0.0, 5.0))
-    spread = numpyro.sample("spread", dist.HalfNormal(1.0))
+    spread = numpyro.sample("spread", dist.LogNormal(-1.0, 0.5))
     slope = numpyro.sample("slope", dist.Normal(0.0, 2.0))
     noise = numpyro.sample("noise", dist.HalfNormal(2.0))
     with numpyro.plate("county", num_counties):

@@ -1,19 +1,12 @@
 """A method of one's own: random-walk Metropolis as a `Kernel`, used by name."""
 
 import argparse
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 import quincunx as qx
-
-
-class State(NamedTuple):
-    position: jax.Array
-    log_density: jax.Array
-    scale: jax.Array
-    count: jax.Array
 
 
 @qx.register
@@ -24,47 +17,42 @@ class RandomWalk(qx.Kernel):
     kind: ClassVar[qx.Kind] = qx.Kind.EXACT
     summary: ClassVar[str] = "Random-walk Metropolis with a scale adapted in warm-up."
     citation: ClassVar[str] = "Metropolis et al. (1953), J. Chem. Phys. 21:1087"
-
     target_accept: float = 0.25
 
-    def init(self, density, position, key):
-        return State(position, density.log_density(position), jnp.ones(()), jnp.zeros(()))
+    def init(self, density, position, key):  # noqa: D102
+        return {"z": position, "lp": density.log_density(position), "scale": jnp.ones(())}
 
-    def step(self, density, state, key):
+    def step(self, density, state, key):  # noqa: D102
         propose, accept = jax.random.split(key)
-        move = state.scale * jax.random.normal(propose, state.position.shape)
-        log_density = density.log_density(state.position + move)
-        chance = jnp.exp(jnp.minimum(log_density - state.log_density, 0.0))
-        chance = jnp.where(jnp.isnan(chance), 0.0, chance)
+        z = state["z"] + state["scale"] * jax.random.normal(propose, state["z"].shape)
+        lp = density.log_density(z)
+        chance = jnp.nan_to_num(jnp.exp(jnp.minimum(lp - state["lp"], 0.0)), nan=0.0)
         taken = jax.random.uniform(accept) < chance
-        position = jnp.where(taken, state.position + move, state.position)
-        log_density = jnp.where(taken, log_density, state.log_density)
-        no, yes, one = jnp.zeros((), bool), jnp.ones((), bool), jnp.ones((), int)
-        info = qx.Info(log_density, chance, no, state.scale, 0 * one, one, yes, {})
-        return State(position, log_density, state.scale, state.count), info
+        new = {"z": jnp.where(taken, z, state["z"]), "lp": jnp.where(taken, lp, state["lp"])}
+        no, one = jnp.int32(0), jnp.int32(1)
+        info = qx.Info(new["lp"], chance, no > 0, state["scale"], no, one, one > 0, {})
+        return state | new, info
 
-    def position(self, state):
-        return state.position
+    def position(self, state):  # noqa: D102
+        return state["z"]
+
+    def schedule(self, num_warmup):  # noqa: D102
+        return (jnp.arange(num_warmup) + 1.0) ** -0.6  # gains, one for each warm-up step
 
     def adapt(self, density, states, infos, stage):
-        """Robbins and Monro: log s moves by the excess acceptance, ever less."""
-        count = states.count + 1
-        change = (infos.acceptance - self.target_accept) / count**0.6
-        return states._replace(scale=states.scale * jnp.exp(change), count=count)
+        """Robbins and Monro: log s moves by the gain times the excess acceptance."""
+        change = stage * (infos.acceptance - self.target_accept)
+        return states | {"scale": states["scale"] * jnp.exp(change)}
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--num-warmup", type=int, default=2000)
-    parser.add_argument("--num-samples", type=int, default=2000)
-    parser.add_argument("--thinning", type=int, default=20)
-    settings = vars(parser.parse_args(arguments))
-
+    for name, default in {"num-warmup": 2000, "num-samples": 2000, "thinning": 50}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
     qx.configure(x64=True)
     model, data, _ = qx.models.load("stackloss")
-    fit = qx.infer(model, data, "random_walk", **settings)
-    print(qx.methods()[["kind", "summary"]])
-    print(fit.summary(), fit.costs)
+    fit = qx.infer(model, data, "random_walk", **vars(parser.parse_args(arguments)))
+    print(fit.summary().to_string(), fit.costs, sep="\n")
     return fit
 
 

@@ -20,7 +20,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_UsageError = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
+_UsageError: type[Exception] = next(
+    cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException"
+)
 
 
 class ChainMethod(enum.StrEnum):
@@ -128,7 +130,7 @@ def explain(model: ModelName, data: DataFile = None, *, x64: Precision = True) -
     qx.configure(x64=x64)
     target, arguments = inputs.read_model(model, data)
     typer.echo(str(qx.explain(target, arguments)).rstrip())
-    for name, row in qx.applicable(target, arguments).iterrows():
+    for name, row in qx.applicable(target, arguments).to_dict("index").items():
         answer = "can run" if row["applies"] else f"cannot run: {row['missing']}"
         typer.echo(f"Method '{name}' {answer}.".replace("..", "."))
 

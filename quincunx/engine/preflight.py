@@ -176,6 +176,10 @@ def blame(density: Density, position: Any) -> str:
         if not np.all(np.isfinite(part)):
             bad = float(part[~np.isfinite(part)][0])
             lines.append(f"the gradient with respect to {site} is {bad}")
+    for name, leaf in zip(density.program.signature.array_names, density.leaves, strict=True):
+        count = int(np.sum(~np.isfinite(np.asarray(leaf, float))))
+        if count:
+            lines.append(f"argument '{name}' has {count} entries that are NaN or infinite")
     if not lines:
         return "No single site is to blame; look at the `factor` terms."
     at = jax.device_get(eqx.filter_jit(Density.constrain)(density, position))

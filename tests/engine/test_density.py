@@ -73,7 +73,12 @@ def test_log_density_is_numpyros(name, rng):
     for _ in range(3):
         z = jnp.asarray(rng.uniform(-1.5, 1.5, density.dim))
         np.testing.assert_allclose(ours(z), theirs(z), rtol=1e-9)
-        np.testing.assert_allclose(jax.jit(jax.grad(lambda z: density.log_density(z)))(z), jax.grad(theirs)(z), rtol=1e-7, atol=1e-9)
+        np.testing.assert_allclose(
+            jax.jit(jax.grad(lambda z: density.log_density(z)))(z),
+            jax.grad(theirs)(z),
+            rtol=1e-7,
+            atol=1e-9,
+        )
 
 
 @pytest.mark.parametrize("name", CASES)

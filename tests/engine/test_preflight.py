@@ -240,6 +240,17 @@ def test_density_that_is_never_finite_names_the_site():
         qx.infer(model, {"y": 1.0}, num_warmup=5, num_samples=5, progress=False)
 
 
+def test_nan_in_a_covariate_is_named():
+    def model(x, y):
+        slope = qx.sample("slope", dist.Normal(0, 1))
+        with qx.plate("row", x, y) as (u, t):
+            qx.sample("y", dist.Normal(slope * u, 1), obs=t)
+
+    data = {"x": np.array([1.0, np.nan]), "y": np.zeros(2)}
+    with pytest.raises(qx.ModelError, match=r"site 'y'.*argument 'x' has 1 entries that are NaN"):
+        qx.infer(model, data, num_warmup=5, num_samples=5, progress=False)
+
+
 def test_vector_log_density():
     bare = qx.from_log_density(lambda x: -(x**2), np.zeros(2))
     with pytest.raises(qx.ModelError, match=r"must be a scalar, got shape \(2,\)"):

@@ -72,9 +72,7 @@ def test_same_key_same_draws_other_key_other_draws(kernel, short):
 
 
 def test_sequential_is_vectorized(kernel, short):
-    one_by_one = qx.infer(
-        conjugate, {"y": Y}, kernel, key=5, chain_method="sequential", **SHORT
-    )
+    one_by_one = qx.infer(conjugate, {"y": Y}, kernel, key=5, chain_method="sequential", **SHORT)
     np.testing.assert_allclose(draws(short), draws(one_by_one), rtol=1e-6)
     for name in ("gradients", "evaluations"):
         assert short.costs[name] == one_by_one.costs[name]

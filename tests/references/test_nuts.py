@@ -16,8 +16,9 @@ from tests.references.catalogue import (
 needs_references = pytest.mark.skipif(
     folder() is None, reason="the reference posteriors are not on this machine"
 )
-# A valley, and Gaussian-process draws through an ill-conditioned factor: a few divergences.
-MAY_BE_SUSPECT = {"gp_pois_regr-gp_pois_regr"}
+# A few divergences where an ill-conditioned factor bends the Gaussian process, and two scales that
+# the data hardly tell apart, whose effective sample size stays below 100 a chain.
+MAY_BE_SUSPECT = {"gp_pois_regr-gp_pois_regr", "irt_2pl-irt_2pl"}
 
 
 def standard_errors(draws):
@@ -34,7 +35,7 @@ def discrepancies(draws, reference, moment, power):
     powers = {name: values**power for name, values in draws.items()}
     scores = {}
     for name, (mean, error) in standard_errors(powers).items():
-        expected, expected_error = reference[name][moment], reference[name][f"mcse_{moment}"]
+        expected, expected_error = (reference[name].get(key) for key in (moment, f"mcse_{moment}"))
         if expected is not None and expected_error is not None:
             scores[name] = (mean - expected) / np.hypot(error, expected_error)
     return scores

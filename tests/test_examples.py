@@ -1,0 +1,112 @@
+"""Every example runs and finds what it should; so does every code block of the documentation."""
+
+import re
+import runpy
+from pathlib import Path
+
+import arviz_stats
+import jax
+import numpy as np
+import pytest
+
+import quincunx as qx
+from quincunx.inference import registry
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SHORT = ["--num-warmup", "300", "--num-samples", "300"]
+
+
+@pytest.fixture(autouse=True)
+def as_before():
+    """Precision and the table of methods are the process's: leave them as they were."""
+    precision, methods = jax.config.jax_enable_x64, dict(registry._REGISTRY)
+    yield
+    jax.config.update("jax_enable_x64", precision)
+    registry._REGISTRY.clear()
+    registry._REGISTRY.update(methods)
+
+
+def run(name, *arguments):
+    return runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"]([*(arguments or SHORT)])
+
+
+def mean(fit, name):
+    return fit.posterior[name].mean(("chain", "draw")).values
+
+
+def test_each_example_has_a_test():
+    tested = set(re.findall(r'run\("(\w+)"', Path(__file__).read_text()))
+    assert tested == {path.stem for path in EXAMPLES.glob("*.py")}
+
+
+def test_examples_are_short():
+    for path in EXAMPLES.glob("*.py"):
+        assert len(path.read_text().splitlines()) < 60, path.name
+
+
+def test_eight_schools():
+    fit = run("eight_schools")
+    reference = qx.models.load("eight_schools").reference
+    assert np.max(np.abs(mean(fit, "theta") - reference.mean["theta"])) < 1.0
+    assert list(fit.posterior["theta"].coords["school"].values) == list("ABCDEFGH")
+    assert arviz_stats.loo(fit.tree).elpd == pytest.approx(-30.7, abs=0.5)
+    assert "posterior_predictive" in fit.tree.children
+
+
+def test_logistic_regression(capsys):
+    fit = run("logistic_regression")
+    np.testing.assert_allclose(mean(fit, "beta"), [-0.5, 1.0, -1.0, 0.5], atol=0.45)
+    assert fit.tree["predictions"]["y"].shape == (4, 300, 200)
+    estimate, whole = re.findall(r"-\d+\.\d+", capsys.readouterr().out)[:2]
+    assert estimate == whole
+
+
+def test_bare_density():
+    fit = run("bare_density")
+    assert fit.verdict.status != "failed"
+    assert mean(fit, "shape") == pytest.approx(1.43, abs=0.15)
+    assert mean(fit, "scale") == pytest.approx(101, abs=10)
+
+
+def test_numpyro_model():
+    fit, theirs = run("numpyro_model")
+    for name in ("mean", "spread", "slope", "noise"):
+        assert abs(mean(fit, name) - theirs[name].mean()) < 0.2 * theirs[name].std()
+
+
+def test_hmm():
+    fit = run("hmm")
+    np.testing.assert_allclose(mean(fit, "level"), [-1, 2], atol=0.3)
+    np.testing.assert_allclose(np.diag(mean(fit, "transition")), [0.9, 0.9], atol=0.08)
+
+
+def test_gaussian_process(capsys):
+    fit = run("gaussian_process")
+    assert mean(fit, "noise") == pytest.approx(0.2, abs=0.05)
+    curve = re.findall(r"=\s+(\S+) \+- \S+\s+\(sin:\s+(\S+)\)", capsys.readouterr().out)
+    assert np.max(np.abs(np.diff(np.array(curve, float), axis=1))) < 0.2
+
+
+def test_own_method():
+    fit = run("own_method", "--num-warmup", "1000", "--num-samples", "500", "--thinning", "20")
+    reference = qx.models.load("stackloss").reference
+    assert fit.tree["posterior"].attrs["method"] == "random_walk"
+    off = np.abs(mean(fit, "beta") - reference.mean["beta"]) / reference.sd["beta"]
+    assert off.max() < 0.4
+    acceptance = float(fit.tree["sample_stats"]["acceptance_rate"].mean())
+    assert acceptance == pytest.approx(0.25, abs=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_code_in_the_documentation_runs(page, tmp_path, monkeypatch):
+    """The Python blocks of a page, one after the other in one namespace."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    if not blocks:
+        pytest.skip("no Python on this page")
+    source = tmp_path / "page.py"
+    source.write_text("\n".join(blocks))
+    runpy.run_path(str(source))
