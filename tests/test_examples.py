@@ -20,9 +20,10 @@ SHORT = ["--num-warmup", "300", "--num-samples", "300"]
 
 @pytest.fixture(autouse=True)
 def as_before():
-    """Precision and the table of methods are the process's: leave them as they were."""
+    """As a user runs them, leaving precision and the table of methods as they were."""
     precision, methods = jax.config.jax_enable_x64, dict(registry._REGISTRY)
-    yield
+    with jax.numpy_rank_promotion("allow"):
+        yield
     jax.config.update("jax_enable_x64", precision)
     registry._REGISTRY.clear()
     registry._REGISTRY.update(methods)

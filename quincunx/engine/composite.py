@@ -17,7 +17,6 @@ from quincunx.engine import proximal, tracing
 if TYPE_CHECKING:
     from quincunx.engine.density import Density
 
-_WRAPPERS = ("ExpandedDistribution", "Independent", "MaskedDistribution")
 _HALF_LINES = ("Positive", "NonNegative", "GreaterThan", "GreaterThanEq", "SoftplusPositive")
 _BOXES = ("UnitInterval", "Interval", "OpenInterval", "CircularConstraint")
 
@@ -74,14 +73,8 @@ def _prior_term(site: Any) -> ProximalTerm | None:
     return None
 
 
-def _base(fn: Any) -> Any:
-    while type(fn).__name__ in _WRAPPERS:
-        fn = fn.base_dist
-    return fn
-
-
 def _parameters(term: ProximalTerm, fn: Any) -> dict[str, Any]:
-    base = _base(fn)
+    base = tracing.unwrap(fn)
     if term.kind == "l1":
         return {"loc": base.loc, "scale": base.scale}
     if term.kind == "asymmetric l1":
@@ -113,10 +106,8 @@ class Composite:
         self.terms: tuple[ProximalTerm, ...] = tuple(found)
 
     def _trace(self, values: Mapping[str, Any]) -> tracing.Trace:
-        def given(site: dict[str, Any]) -> Any:
-            return values[site["name"]] if tracing.is_latent(site) else None
-
-        return tracing.at_point(self._density.program.model, self._density.data, given)
+        program, data = self._density.program, self._density.data
+        return tracing.at_point(program.model, data, tracing.given(values))
 
     def parameters(self, values: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
         """Locations, scales and bounds of the terms, by site and kind, at given latent values."""

@@ -15,6 +15,7 @@ from numpyro.distributions import biject_to
 from quincunx.engine import arguments, tracing
 from quincunx.engine.errors import ModelError, listing, unknown
 from quincunx.engine.labels import Labels
+from quincunx.engine.language import Model
 from quincunx.engine.program import Program, trace_program
 from quincunx.engine.structure import Structure
 
@@ -47,11 +48,8 @@ def _at_values(
     program: Program, leaves: list[Any], values: Mapping[str, Any], want: str
 ) -> dict[str, Any]:
     """Log probability or value of each observed site at given latent values."""
-
-    def given(site: dict[str, Any]) -> Any:
-        return values[site["name"]] if tracing.is_latent(site) else None
-
-    trace = tracing.at_point(program.model, program.signature.rebuild(leaves), given)
+    data = program.signature.rebuild(leaves)
+    trace = tracing.at_point(program.model, data, tracing.given(values))
     observed = {site.name: trace[site.name] for site in program.role("observed")}
     if want == "value":
         return {name: jnp.asarray(site["value"]) for name, site in observed.items()}
@@ -69,10 +67,8 @@ def _constrain(program: Program, leaves: list[Any], z: Any) -> dict[str, Any]:
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _unconstrain(program: Program, leaves: list[Any], values: Mapping[str, Any]) -> Any:
-    def given(site: dict[str, Any]) -> Any:
-        return values[site["name"]] if tracing.is_latent(site) else None
-
-    trace = tracing.at_point(program.model, program.signature.rebuild(leaves), given)
+    data = program.signature.rebuild(leaves)
+    trace = tracing.at_point(program.model, data, tracing.given(values))
     parts = [
         biject_to(trace[site.name]["fn"].support).inv(trace[site.name]["value"]).reshape(-1)
         for site in program.latents
@@ -275,6 +271,10 @@ def compile(
     if not callable(model):
         message = f"`model` must be a function, not {type(model).__name__}. "
         raise ModelError(message + "For a bare log density use `qx.from_log_density`.")
+    try:
+        hash(model)
+    except TypeError:
+        model = Model(model)
     signature, leaves = arguments.normalise(data)
     arguments.check_names(model, data or {}, getattr(model, "__name__", "model"))
     program = trace_program(model, signature)

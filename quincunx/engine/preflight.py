@@ -25,7 +25,6 @@ from quincunx.engine.program import Program, Site
 
 _POINTS = 16
 _MATRICES = ("PositiveDefinite", "PositiveSemiDefinite", "CorrMatrix")
-_WRAPPERS = ("ExpandedDistribution", "Independent", "MaskedDistribution")
 
 
 def preflight(density: Density) -> None:
@@ -67,10 +66,8 @@ def _influences(program: Program) -> dict[str, frozenset[int]]:
     """For each site, the arguments and latent sites (numbered in this order) that it depends on."""
 
     def terms(leaves: Any, values: Any) -> Any:
-        def given(site: dict[str, Any]) -> Any:
-            return values[site["name"]] if tracing.is_latent(site) else None
-
-        trace = tracing.at_point(program.model, program.signature.rebuild(leaves), given)
+        data = program.signature.rebuild(leaves)
+        trace = tracing.at_point(program.model, data, tracing.given(values))
         return {
             name: tracing.scaled_sum(site) if site["type"] == "sample" else site["value"]
             for name, site in trace.items()
@@ -245,8 +242,7 @@ def _observation(fn: Any, value: Any) -> dict[str, Any]:
 
 
 def _parameters(fn: Any) -> dict[str, Any]:
-    while type(fn).__name__ in _WRAPPERS:
-        fn = fn.base_dist
+    fn = tracing.unwrap(fn)
     findings = {}
     for name, constraint in fn.arg_constraints.items():
         value = getattr(fn, name, None) if name in fn.__dict__ else None

@@ -227,14 +227,6 @@ def _support(constraint: Any) -> str:
     return text
 
 
-def _unwrap(fn: Any) -> Any:
-    """The distribution that was written, under expansions, masks and event reshaping."""
-    wrappers = ("ExpandedDistribution", "Independent", "MaskedDistribution")
-    while type(fn).__name__ in wrappers:
-        fn = fn.base_dist
-    return fn
-
-
 def _dims(name: str, shape: tuple[int, ...], event_dim: int, message: Any) -> tuple[str, ...]:
     """Name the dimensions: plates, then the given event dims, then numbered ones."""
     dims: list[str | None] = [None] * len(shape)
@@ -273,7 +265,7 @@ def _site(name: str, message: dict[str, Any], recorder: _Recorder, offset: int) 
     return Site(
         name=name,
         role=role,
-        distribution=type(_unwrap(fn)).__name__ if role != "factor" else "",
+        distribution=type(tracing.unwrap(fn)).__name__ if role != "factor" else "",
         support=_support(fn.support) if role != "factor" else "",
         shape=shape,
         dtype=dtype,
@@ -285,7 +277,9 @@ def _site(name: str, message: dict[str, Any], recorder: _Recorder, offset: int) 
         is_real=role == "latent" and not discrete and tracing.is_real(fn.support),
         is_discrete=discrete,
         argument=recorder.argument(value) if role == "observed" else None,
-        parameters=tuple((key, _support(c)) for key, c in _unwrap(fn).arg_constraints.items()),
+        parameters=tuple(
+            (key, _support(c)) for key, c in tracing.unwrap(fn).arg_constraints.items()
+        ),
         location=location,
     )
 
@@ -298,7 +292,16 @@ def _fits(shape: tuple[int, ...], into: tuple[int, ...]) -> bool:
 
 
 def _check_shapes(model_name: str, site: Site, message: dict[str, Any]) -> None:
-    """Refuse an observation that was silently broadcast against its distribution."""
+    """Refuse a site that was silently broadcast: against its observation, or against a plate."""
+    if site.role == "latent":
+        sizes = {frame.size: frame.name for frame in message.get("cond_indep_stack", ())}
+        batch = zip(site.dims, site.shape[: len(site.shape) - site.event_dim], strict=False)
+        for dim, size in batch:
+            if size > 1 and size in sizes and dim.startswith(f"{site.name}_dim_"):
+                text = f"Model `{model_name}`, {site}: in plate '{sizes[size]}' of size {size} the "
+                text += f"variable has shape {site.shape}: an argument of its distribution has a "
+                text += "trailing axis of length 1 and broadcasts silently. "
+                raise ModelError(text + "Drop that axis, e.g. `x.squeeze(-1)`.")
     if site.role != "observed" or not site.shape:
         return
     batch = site.shape[: len(site.shape) - site.event_dim]

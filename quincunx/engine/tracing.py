@@ -44,14 +44,8 @@ class PlateRows(Messenger):
 class _Unobserve(Messenger):
     """Turn observations into variables to be drawn; factors stay what they are."""
 
-    def __init__(self, keep: frozenset[str] = frozenset()) -> None:
-        super().__init__()
-        self.keep = keep
-
     def process_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] != "sample" or not msg["is_observed"] or is_factor(msg):
-            return
-        if msg["name"] in self.keep:
             return
         shape = jnp.shape(msg["value"])
         batch = shape[: len(shape) - len(msg["fn"].event_shape)]
@@ -82,6 +76,18 @@ def base_support(support: Any) -> Any:
 def is_real(support: Any) -> bool:
     """Whether a support is unconstrained, so that no transform is needed."""
     return base_support(support) is constraints.real
+
+
+def unwrap(fn: Any) -> Any:
+    """The distribution that was written, under expansions, masks and event reshaping."""
+    while type(fn).__name__ in ("ExpandedDistribution", "Independent", "MaskedDistribution"):
+        fn = fn.base_dist
+    return fn
+
+
+def given(values: Mapping[str, Any]) -> Callable[[dict[str, Any]], Any]:
+    """A substitution that gives latent sites constrained values by name."""
+    return lambda site: values[site["name"]] if is_latent(site) else None
 
 
 def batch_axis(frame_dim: int, ndim: int, event_dim: int) -> int:

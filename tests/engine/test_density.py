@@ -235,15 +235,28 @@ def test_nested_data_scalars_and_strings_are_constants():
     assert density.program.signature.array_names == ("group.y",)
 
 
+def test_a_callable_that_cannot_be_hashed_is_a_model():
+    class Linear(eqx.Module):
+        slope: np.ndarray
+
+        def __call__(self, y):
+            mu = qx.sample("mu", dist.Normal(0, 1))
+            qx.sample("y", dist.Normal(mu * self.slope, 1), obs=y)
+
+    density = qx.compile(Linear(np.array([2.0, 3.0])), {"y": np.zeros(2)})
+    likelihood = density.log_likelihood(jnp.array([0.5]))
+    np.testing.assert_allclose(likelihood, stats.norm.logpdf([1.0, 1.5]).sum())
+
+
 def test_dims_come_from_plates_and_names():
     density = qx.compile(logistic, logistic_data(np.random.default_rng(0)))
     assert density.labels.dims == {"beta": ["feature"], "y": ["row"]}
     assert qx.compile(eight_schools, SCHOOLS).labels.dims["theta"] == ["school"]
+
+    def model():
+        qx.sample("a", dist.Normal(0, 1).expand([3]), dims=["x", "y"])
+
     with pytest.raises(qx.ModelError, match="names 2 event dims"):
-
-        def model():
-            qx.sample("a", dist.Normal(0, 1).expand([3]), dims=["x", "y"])
-
         qx.compile(model)
 
 

@@ -70,6 +70,15 @@ def test_silent_broadcast_inside_a_plate():
     check(message, "site 'y'", "(20, 20)", "(20,)", "Reshape")
 
 
+def test_silent_broadcast_of_a_latent_variable():
+    def model(x):
+        with qx.plate("i", 20):
+            qx.sample("theta", dist.Normal(x, 1))
+
+    message = refusal(model, {"x": np.zeros((20, 1))})
+    check(message, "site 'theta'", "plate 'i' of size 20", "(20, 20)", "squeeze", "qx.sample(")
+
+
 def test_batch_without_plate_runs_but_minibatches_explain():
     def model(y):
         mu = qx.sample("mu", dist.Normal(0, 1))
