@@ -71,10 +71,12 @@ class NoDensityRatio(RandomWalk):
 
 
 class Cold(qx.Density):
-    """Another density than was asked for."""
+    """A power of the density that was asked for."""
+
+    power: float
 
     def log_density(self, z):
-        return 1.15 * super().log_density(z)
+        return self.power * super().log_density(z)
 
 
 class ColdNUTS(qx.NUTS):
@@ -82,7 +84,11 @@ class ColdNUTS(qx.NUTS):
 
     name: ClassVar[str] = "test_cold_nuts"
 
+    power: float = 1.15
+
     def step(self, density, state, key):
-        cold = Cold(density.leaves, density.temperature, density.program, density.labels)
+        cold = Cold(
+            density.leaves, density.temperature, density.program, density.labels, self.power
+        )
         chain = self.init(cold, state.chain.position, key).chain
         return super().step(cold, state._replace(chain=chain), key)
