@@ -32,6 +32,7 @@ def listing(names: Iterable[object], limit: int = 12) -> str:
 def unknown(kind: str, name: str, valid: Iterable[str], where: str = "") -> str:
     """Say that `name` is not one of `valid`, with the nearest valid name."""
     valid = list(valid)
-    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
+    folded = {entry.lower(): entry for entry in valid}
+    near = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
+    hint = f" Did you mean '{folded[near[0]]}'?" if near else ""
     return f"Unknown {kind} '{name}'{where}.{hint} Valid: {listing(valid)}."

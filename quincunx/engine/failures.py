@@ -84,7 +84,7 @@ def _observed_shape(frames: list[FrameType]) -> str:
 def _shape_message(frames: list[FrameType], error: Exception) -> str:
     plate = _active_plate(frames)
     if not plate:
-        return f"{error}. Check the shapes that meet here."
+        return f"{str(error).rstrip('.')}. Check the shapes that meet here."
     return (
         f"{plate}{_observed_shape(frames)}. "
         "Make the plate's size equal the length of what is inside it."

@@ -77,7 +77,8 @@ def sample(
         distribution: any NumPyro distribution.
         obs: the observed value, of shape `distribution.shape()`; `None` for a latent variable.
         dims: names of the event dimensions (those that no plate names), outermost first.
-        obs_mask: `True` where `obs` was observed; the rest is imputed as a latent variable.
+        obs_mask: `True` where `obs` was observed, of the batch shape; the rest is imputed by a
+            latent site `<name>_unobserved`. Entries of `obs` that are masked out may be NaN.
 
     Returns:
         The value of the variable.
@@ -85,7 +86,26 @@ def sample(
     if isinstance(obs, (list, tuple)):
         obs = jnp.asarray(obs)
     infer = None if dims is None else {"event_dims": list(dims)}
-    return numpyro.sample(name, distribution, obs=obs, obs_mask=obs_mask, infer=infer)
+    if obs_mask is not None:
+        return _impute(name, distribution, obs, jnp.asarray(obs_mask, bool), infer)
+    return numpyro.sample(name, distribution, obs=obs, infer=infer)
+
+
+def _impute(name: str, distribution: Distribution, obs: Any, mask: Any, infer: Any) -> Any:
+    """Observed where the mask holds, latent elsewhere.
+
+    The latent site is a full copy of the variable with its own law: the entries that were
+    observed integrate out, so that the posterior is proper and the sizes are fixed.
+    """
+    if obs is None:
+        return numpyro.sample(name, distribution, infer=infer)
+    unobserved = numpyro.sample(f"{name}_unobserved", distribution, infer=infer)
+    spread = mask.reshape(mask.shape + (1,) * distribution.event_dim)
+    value = jnp.where(spread, obs, unobserved)
+    filled = jnp.where(spread, obs, jax.lax.stop_gradient(unobserved))
+    with numpyro.handlers.mask(mask=mask):
+        numpyro.sample(f"{name}_observed", distribution, obs=filled, infer=infer)
+    return numpyro.deterministic(name, value)
 
 
 def deterministic(name: str, value: Any) -> Any:

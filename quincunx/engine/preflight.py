@@ -43,6 +43,14 @@ def preflight(density: Density) -> None:
         found = report[site.name]
         if site.role == "observed":
             _check_observation(density.program.name, site, found)
+        elif found["masked_count"][0]:
+            message = (
+                f"Model `{density.program.name}`, {site}: a latent variable lies under a mask, "
+            )
+            message += f"so that {int(found['masked_count'][0])} of its entries have a flat prior. "
+            raise ModelError(
+                message + "Mask observed sites only, or use `qx.sample(obs_mask=...)`."
+            )
         _check_parameters(density.program.name, site, found["parameters"])
     _check_precision(report)
 
@@ -216,6 +224,9 @@ def _findings(density: Density, z: Any) -> dict[str, Any]:
         found["log_prob"] = tracing.scaled_sum(message)
         if site.role == "observed":
             found |= _observation(message["fn"], message["value"])
+        else:
+            mask = getattr(message["fn"], "_mask", None)
+            found["masked_count"] = jnp.sum(~jnp.asarray(True if mask is None else mask, bool))
         findings[site.name] = found
     return findings
 

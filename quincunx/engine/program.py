@@ -158,7 +158,7 @@ class _Recorder(Messenger):
     def _add(self, plate: Plate) -> None:
         known = self.plates.get(plate.name)
         if known is not None and known.size != plate.size:
-            message = f"plate '{plate.name}' has size {known.size} in one place and {plate.size} "
+            message = f"plate '{plate.name}' has size {known.size} in one place and {plate.size}"
             raise ModelError(f"{message} in another ({source.caller()}). Use one name per size.")
         if known is None or not known.is_data:
             self.plates[plate.name] = plate

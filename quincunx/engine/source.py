@@ -8,13 +8,9 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import NamedTuple
 
-import jax
-import numpyro
-
-_FOREIGN = tuple(
-    str(Path(package).parent)
-    for package in (str(jax.__file__), str(numpyro.__file__), __file__, linecache.__file__)
-)
+_OURS = Path(__file__).parents[1]
+_LIBRARIES = ("jax", "jaxlib", "numpyro", "equinox", "jaxtyping", "beartype", "blackjax")
+_STANDARD = str(Path(linecache.__file__).parent)
 
 
 class Location(NamedTuple):
@@ -30,8 +26,13 @@ class Location(NamedTuple):
 
 
 def _is_users(frame: FrameType) -> bool:
-    file = frame.f_code.co_filename
-    return not file.startswith(_FOREIGN) and not file.startswith("<frozen")
+    file = Path(frame.f_code.co_filename)
+    if file.is_relative_to(_OURS):
+        return file.is_relative_to(_OURS / "models")
+    if "site-packages" in file.parts:
+        package = file.parts[file.parts.index("site-packages") + 1]
+        return package.removesuffix(".py") not in _LIBRARIES
+    return not str(file).startswith((_STANDARD, "<frozen", "<@beartype"))
 
 
 def _locate(frame: FrameType, line: int) -> Location:

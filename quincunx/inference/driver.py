@@ -199,6 +199,10 @@ def _advance(
         active = carry.count < limits.stop
         state, info = step(carry.state, jax.vmap(jax.random.fold_in)(keys, carry.count))
         state = _as_before(state, carry.state)
+        info = info._replace(
+            gradients=jnp.asarray(info.gradients, jnp.int32),
+            evaluations=jnp.asarray(info.evaluations, jnp.int32),
+        )
         slowest = jnp.min(carry.count)
 
         def adapt(state: PyTree) -> PyTree:
@@ -232,7 +236,7 @@ def _advance(
             new = _where(active, new, carry)
         spent = (done, info.diverging & done, info.gradients, info.evaluations)
         totals = {
-            name: totals[name] + jnp.where(active, jnp.asarray(cost, jnp.int32), 0)
+            name: totals[name] + jnp.where(active, cost, 0).astype(jnp.int32)
             for name, cost in zip(_TOTALS, spent, strict=True)
         }
         return new, (draws, stats), totals, jnp.where(active, info.step_size, last)

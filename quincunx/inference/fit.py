@@ -14,7 +14,6 @@ import jax
 import numpy as np
 import pandas as pd
 import xarray as xr
-from arviz_stats import summary
 
 from quincunx.engine.density import Density, compile
 from quincunx.engine.errors import ModelError, ModelWarning, QuincunxError
@@ -78,8 +77,13 @@ class Fit:
         Args:
             **options: as in `arviz_stats.summary`, such as `var_names` or `ci_prob`.
         """
-        table: Any = summary(self.tree, **options)
+        from arviz_stats import summary  # slow to import
+
         stuck = self.convergence.stuck | ~self.convergence.finite
+        with warnings.catch_warnings():
+            if stuck.any():
+                warnings.simplefilter("ignore", RuntimeWarning)  # 0/0 where nothing moves
+            table: Any = summary(self.tree, **options)
         if stuck.any() and isinstance(table, pd.DataFrame):
             table = self._correct(table, options)
         return table

@@ -1,6 +1,5 @@
 """The catalogue of worked models: what an entry is, how one is registered, found and loaded."""
 
-import difflib
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -9,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Array
+
+from quincunx.engine.errors import ModelError, unknown
 
 Draws = Callable[[Array, int], dict[str, Array]]
 
@@ -64,11 +65,7 @@ def register(build: Build) -> Build:
 def _find(name: str) -> Build:
     if name in _CATALOGUE:
         return _CATALOGUE[name]
-    near = difflib.get_close_matches(str(name), _CATALOGUE, n=1, cutoff=0.0)
-    raise ValueError(
-        f"no worked model is named {name!r}; the nearest name is {near[0]!r}, "
-        "and quincunx.models.names() lists them all"
-    )
+    raise ModelError(unknown("worked model", str(name), _CATALOGUE))
 
 
 def names() -> list[str]:
@@ -80,7 +77,7 @@ def describe(name: str) -> str:
     """One line saying what a worked model is.
 
     Raises:
-        ValueError: If the name is unknown.
+        ModelError: If the name is unknown.
     """
     return (inspect.getdoc(_find(name)) or "").partition("\n")[0]
 
@@ -93,7 +90,8 @@ def load(name: str, **options: Any) -> Worked:
         **options: The entry's own options, for instance `dim` for most of the analytic targets.
 
     Raises:
-        ValueError: If the name is unknown, or an option's value makes no sense.
+        ModelError: If the name is unknown.
+        ValueError: If an option's value makes no sense.
         TypeError: If an option is unknown.
         ImportError: If the data set is in a package that is not installed.
     """
@@ -101,8 +99,5 @@ def load(name: str, **options: Any) -> Worked:
     valid = list(inspect.signature(build).parameters)
     for option in options:
         if option not in valid:
-            near = difflib.get_close_matches(option, valid, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            allowed = ", ".join(valid) if valid else "none"
-            raise TypeError(f"{name!r} has no option {option!r}{hint}; its options: {allowed}")
+            raise TypeError(unknown("option", option, valid, f" of '{name}'"))
     return build(**options)

@@ -157,6 +157,15 @@ def test_covariance_that_is_not_positive_definite():
     check(message, "site 'y'", "covariance_matrix", "smallest eigenvalue is -1", "identity")
 
 
+def test_masked_latent_variable():
+    def model(m):
+        with numpyro.handlers.mask(mask=m):
+            qx.sample("a", dist.Normal(0, 1).expand([3]))
+
+    message = refusal(model, {"m": np.array([True, False, False])})
+    check(message, "site 'a'", "mask", "2 of its entries", "obs_mask")
+
+
 def test_unknown_name_in_init():
     with pytest.raises(qx.ModelError, match=r"Unknown latent site 'tua'.*Did you mean 'tau'"):
         qx.infer(eight_schools, SCHOOLS, init={"tua": 1.0}, progress=False)

@@ -141,6 +141,32 @@ def test_loo_without_plates_warns():
         fit.log_likelihood()
 
 
+def test_missing_observations_are_imputed():
+    y = np.array([1.0, np.nan, 3.0, np.nan])
+
+    def model(y, seen):
+        mu = qx.sample("mu", dist.Normal(0, 2))
+        with qx.plate("row", y, seen) as (t, mask):
+            qx.sample("y", dist.Normal(mu, 1.0), obs=t, obs_mask=mask)
+
+    fit = qx.infer(model, {"y": y, "seen": ~np.isnan(y)}, num_samples=2000, progress=False)
+    assert fit.verdict.status == "ok", fit.verdict
+    mean, sd = 4.0 / 2.25, 2.25**-0.5
+    table = fit.summary(round_to="none")
+    assert abs(table.loc["mu", "mean"] - mean) < 4.5 * table.loc["mu", "mcse_mean"]
+    assert abs(table.loc["mu", "sd"] - sd) < 4.5 * table.loc["mu", "mcse_sd"]
+    imputed = fit.posterior["y"].values
+    np.testing.assert_array_equal(imputed[..., 0], 1.0)
+    assert abs(imputed[..., 1].std() - np.hypot(sd, 1.0)) < 0.1
+    assert fit.posterior["y"].dims[-1] == "row"
+
+
+def test_one_chain_is_suspect_for_being_one():
+    fit = qx.infer(conjugate, {"y": np.zeros(3)}, num_chains=1, progress=False)
+    assert fit.verdict.status == "suspect"
+    assert fit.verdict.reasons == ("One chain cannot show whether chains agree.",)
+
+
 def test_derived_observations_are_in_the_tree():
     def model(y):
         mu = qx.sample("mu", dist.Normal(0, 1))

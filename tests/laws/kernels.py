@@ -50,8 +50,8 @@ class RandomWalk(qx.Kernel):
             acceptance=jnp.where(better, 1.0, 0.0),
             diverging=jnp.zeros((), bool),
             step_size=jnp.asarray(self.scale),
-            gradients=jnp.zeros((), jnp.int32),
-            evaluations=jnp.ones((), jnp.int32),
+            gradients=jnp.zeros((), int),
+            evaluations=jnp.ones((), int),
             done=done,
             extra={},
         )

@@ -219,16 +219,16 @@ def test_flights_answers_are_near_the_laplace_approximation():
 
 
 def test_unknown_name_is_answered_with_the_nearest():
-    with pytest.raises(ValueError, match=r"'eigth_schools'.*nearest name is 'eight_schools'"):
+    with pytest.raises(ValueError, match=r"'eigth_schools'.*Did you mean 'eight_schools'"):
         models.load("eigth_schools")
-    with pytest.raises(ValueError, match="nearest name is 'funnel'"):
+    with pytest.raises(ValueError, match="Did you mean 'funnel'"):
         models.describe("funel")
 
 
 def test_unknown_option_is_answered_with_the_valid_ones():
-    with pytest.raises(TypeError, match=r"no option 'dims' \(did you mean 'dim'\?\).*: dim, df"):
+    with pytest.raises(TypeError, match=r"Unknown option 'dims'.*Did you mean 'dim'.*'dim', 'df'"):
         models.load("student_t", dims=3)
-    with pytest.raises(TypeError, match="its options: none"):
+    with pytest.raises(TypeError, match=r"Valid: \(none\)"):
         models.load("nile", dim=3)
 
 

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from arviz_stats.base import array_stats
 
 _TAIL = (0.05, 0.95)
 
@@ -61,6 +60,8 @@ def flatten(draws: Mapping[str, np.ndarray]) -> tuple[list[str], np.ndarray]:
 
 def convergence(draws: Mapping[str, np.ndarray]) -> Convergence:
     """Diagnose draws by site, each of shape `(chain, draw, ...)`."""
+    from arviz_stats.base import array_stats  # slow to import
+
     names, values = flatten(draws)
     finite = np.asarray(np.isfinite(values).all(axis=(0, 1)))
     spread = np.ptp(np.where(np.isfinite(values), values, 0.0), axis=1)

@@ -85,10 +85,10 @@ def _mixing(found: Convergence, free: np.ndarray, chains: int) -> list[Finding]:
     names = [name for name, keep in zip(found.names, moving, strict=True) if keep]
     r_hat, at = worst(found.r_hat[moving], names, largest=True)
     more = "Run longer (`num_warmup`, `num_samples`), or reparametrise the model."
-    if r_hat > 1.05 or not np.isfinite(r_hat):
+    if chains > 1 and (r_hat > 1.05 or not np.isfinite(r_hat)):
         reason = f"The chains disagree: R-hat is {r_hat:.3g} for '{at}' (above 1.05)."
         findings.append(Finding("failed", reason, more))
-    elif r_hat > 1.01:
+    elif chains > 1 and r_hat > 1.01:
         reason = f"R-hat is {r_hat:.3f} for '{at}' (above 1.01)."
         findings.append(Finding("suspect", reason, more))
     for label, values in (("Bulk", found.ess_bulk), ("Tail", found.ess_tail)):
