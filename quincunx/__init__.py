@@ -17,12 +17,15 @@ from quincunx.engine import model as model
 from quincunx.engine import plate as plate
 from quincunx.engine import sample as sample
 from quincunx.inference import NUTS as NUTS
+from quincunx.inference import Checkpoint as Checkpoint
+from quincunx.inference import CheckpointError as CheckpointError
 from quincunx.inference import Fit as Fit
 from quincunx.inference import Info as Info
 from quincunx.inference import Kernel as Kernel
 from quincunx.inference import Kind as Kind
 from quincunx.inference import Method as Method
 from quincunx.inference import Progress as Progress
+from quincunx.inference import Until as Until
 from quincunx.inference import applicable as applicable
 from quincunx.inference import infer as infer
 from quincunx.inference import load as load

@@ -1,6 +1,7 @@
 """From a density to a Fit. Knows nothing of the language."""
 
-from quincunx.inference.driver import Progress as Progress
+from quincunx.inference.checkpoint import Checkpoint as Checkpoint
+from quincunx.inference.checkpoint import CheckpointError as CheckpointError
 from quincunx.inference.fit import Fit as Fit
 from quincunx.inference.fit import load as load
 from quincunx.inference.method import Info as Info
@@ -12,3 +13,5 @@ from quincunx.inference.registry import applicable as applicable
 from quincunx.inference.registry import methods as methods
 from quincunx.inference.registry import register as register
 from quincunx.inference.run import infer as infer
+from quincunx.inference.session import Progress as Progress
+from quincunx.inference.stopping import Until as Until

@@ -1,4 +1,4 @@
-"""The one loop that runs every Markov kernel: a host loop over one compiled chunk.
+"""The compiled chunk that runs every Markov kernel.
 
 A chunk advances all chains by a number of transitions that is decided at run time, so that one
 compiled program serves warm-up and sampling, and the host can report, stop or store between
@@ -8,9 +8,6 @@ chunks. Randomness is keyed by (chain, transition): where the chunks are cut cha
 from __future__ import annotations
 
 import functools
-import time
-from collections.abc import Callable, Iterator
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -24,7 +21,6 @@ from quincunx.engine.density import Density
 from quincunx.inference.method import Info, Kernel
 
 _BUFFER_BYTES = 64 * 2**20
-_NEVER = np.iinfo(np.int32).max // 2
 
 
 class Carry(eqx.Module):
@@ -77,66 +73,7 @@ class Block(NamedTuple):
     step_size: Array
 
 
-class Progress(NamedTuple):
-    """What the host knows after a chunk.
-
-    Attributes:
-        phase: `warm-up` or `sampling`.
-        done: transitions completed by every chain.
-        total: transitions to complete.
-        diverging: divergences while sampling, all chains.
-        step_size: mean step size.
-    """
-
-    phase: str
-    done: int
-    total: int
-    diverging: int
-    step_size: float
-
-
-class Plan(NamedTuple):
-    """How a run is laid out.
-
-    Attributes:
-        num_warmup: adapting transitions of each chain.
-        num_samples: kept draws of each chain.
-        thinning: transitions for each kept draw.
-        keep_warmup: whether warm-up transitions are kept too, unthinned.
-    """
-
-    num_warmup: int
-    num_samples: int
-    thinning: int
-    keep_warmup: bool
-
-    @property
-    def total(self) -> int:
-        """Transitions of each chain."""
-        return self.num_warmup + self.num_samples * self.thinning
-
-
-class Pieces(NamedTuple):
-    """Everything a group of chains produced, on the host.
-
-    Attributes:
-        warmup: kept warm-up draws and statistics, empty unless asked for.
-        posterior: kept draws and statistics.
-        totals: sums by phase and name.
-        carry: where the chains ended.
-        compile_seconds: time to build the chunk.
-        sample_seconds: time to run it.
-    """
-
-    warmup: list[tuple[dict, dict]]
-    posterior: list[tuple[dict, dict]]
-    totals: dict[str, dict[str, np.ndarray]]
-    carry: Carry
-    compile_seconds: float
-    sample_seconds: float
-
-
-_TOTALS = ("steps", "diverging", "gradients", "evaluations")
+TOTALS = ("steps", "diverging", "gradients", "evaluations")
 
 
 def _stats(info: Info, gradients: Array, evaluations: Array) -> dict[str, Array]:
@@ -187,7 +124,7 @@ def _advance(
         return jnp.zeros((chains, capacity, *spec.shape[1:]), spec.dtype)
 
     draw_spec, stat_spec, step_spec = jax.eval_shape(shapes, carry)
-    zeros = {name: jnp.zeros(chains, jnp.int32) for name in _TOTALS}
+    zeros = {name: jnp.zeros(chains, jnp.int32) for name in TOTALS}
     last = jnp.full(chains, jnp.nan, step_spec.dtype)
     buffers = jax.tree.map(empty, (draw_spec, stat_spec))
 
@@ -237,7 +174,7 @@ def _advance(
         spent = (done, info.diverging & done, info.gradients, info.evaluations)
         totals = {
             name: totals[name] + jnp.where(active, cost, 0).astype(jnp.int32)
-            for name, cost in zip(_TOTALS, spent, strict=True)
+            for name, cost in zip(TOTALS, spent, strict=True)
         }
         return new, (draws, stats), totals, jnp.where(active, info.step_size, last)
 
@@ -271,110 +208,9 @@ def advance(
     return run(density, keys, carry, schedule, limits)
 
 
-def buffer_length(density: Density, chains: int, plan: Plan) -> int:
-    """How many draws a chunk may hold: the longest phase, within a memory bound."""
+def buffer_length(density: Density, chains: int, longest: int) -> int:
+    """How many draws a chunk may hold: those of the longest phase, within a memory bound."""
     z = jax.ShapeDtypeStruct((density.dim,), jnp.result_type(float))
     values = jax.tree.leaves(jax.eval_shape(Density.constrain, density, z))
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in values) + 64
-    longest = max(plan.num_warmup, plan.num_samples, 1)
-    return int(np.clip(_BUFFER_BYTES // (size * chains), 1, min(longest, 1000)))
-
-
-class Pace:
-    """How many transitions to ask of the next chunk, so that it takes about a given time."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self.steps = 8
-
-    def update(self, steps: int, elapsed: float) -> None:
-        """Learn from a chunk of `steps` transitions."""
-        if steps:
-            wanted = self.seconds * steps / max(elapsed, 1e-4)
-            self.steps = int(np.clip(wanted, 1, 4 * max(self.steps, steps)))
-
-
-def run_chains(
-    method: Kernel,
-    density: Density,
-    keys: Array,
-    carry: Carry,
-    plan: Plan,
-    mesh: Mesh | None,
-    report: Callable[[Progress], None],
-) -> Pieces:
-    """Run one group of chains through warm-up and sampling.
-
-    Args:
-        method: the kernel.
-        density: the target.
-        keys: one key for each chain.
-        carry: where the chains start.
-        plan: how far they go and what is kept.
-        mesh: devices to spread the chains over, or `None`.
-        report: called with the progress after each chunk.
-    """
-    chains = keys.shape[0]
-    capacity = buffer_length(density, chains, plan)
-    schedule = jax.tree.map(np.asarray, method.schedule(plan.num_warmup))
-    warmup, posterior = [], []
-    totals = {
-        phase: {name: np.zeros(chains, np.int64) for name in _TOTALS}
-        for phase in ("warmup", "posterior")
-    }
-    call = functools.partial(advance, method, capacity, mesh, density, keys)
-    began = time.perf_counter()
-    idle = Limits(*np.asarray((0, 0, 0, 0, 1), np.int32))
-    jax.block_until_ready(call(carry, _window(schedule, 0, capacity), idle))
-    compiled = time.perf_counter()
-    pace = Pace(0.5)
-    for limits, phase in _chunks(plan, capacity, pace):
-        tick = time.perf_counter()
-        window = _window(schedule, int(limits.start), capacity)
-        carry, block = call(carry, window, limits)
-        for name, total in jax.device_get(block.totals).items():
-            totals[phase][name] += total
-        kept = _kept(limits)
-        if kept:
-            cut = jax.tree.map(itemgetter((slice(None), slice(kept))), jax.device_get(block[:2]))
-            (warmup if phase == "warmup" else posterior).append(cut)
-        pace.update(int(limits.stop - limits.start), time.perf_counter() - tick)
-        diverging = int(totals["posterior"]["diverging"].sum())
-        mean_step = float(np.mean(jax.device_get(block.step_size)))
-        word = "warm-up" if phase == "warmup" else "sampling"
-        report(Progress(word, int(limits.stop), plan.total, diverging, mean_step))
-    jax.block_until_ready(carry)
-    sample_seconds = time.perf_counter() - compiled
-    return Pieces(warmup, posterior, totals, carry, compiled - began, sample_seconds)
-
-
-def _kept(limits: Limits) -> int:
-    def before(count: int) -> int:
-        return max(count - int(limits.origin), 0) // int(limits.thinning)
-
-    return before(int(limits.stop)) - before(int(limits.start))
-
-
-def _chunks(plan: Plan, capacity: int, pace: Pace) -> Iterator[tuple[Limits, str]]:
-    done = 0
-    while done < plan.num_warmup:
-        stop = min(done + min(pace.steps, capacity), plan.num_warmup)
-        origin = 0 if plan.keep_warmup else _NEVER
-        yield Limits(*np.asarray((done, stop, plan.num_warmup, origin, 1), np.int32)), "warmup"
-        done = stop
-    while done < plan.total:
-        stop = min(done + min(pace.steps, capacity * plan.thinning), plan.total)
-        numbers = (done, stop, plan.num_warmup, plan.num_warmup, plan.thinning)
-        yield Limits(*np.asarray(numbers, np.int32)), "posterior"
-        done = stop
-
-
-def _window(schedule: PyTree, start: int, length: int) -> PyTree:
-    """The schedule's entries from `start` on, padded with zeros to a fixed length."""
-
-    def cut(entry: np.ndarray) -> np.ndarray:
-        part = entry[start : start + length]
-        padding = np.zeros((length - len(part), *entry.shape[1:]), entry.dtype)
-        return np.concatenate([part, padding])
-
-    return jax.tree.map(cut, schedule)
+    return int(np.clip(_BUFFER_BYTES // (size * chains), 1, min(max(longest, 1), 1000)))

@@ -20,7 +20,8 @@ from quincunx.engine.errors import ModelError, ModelWarning, QuincunxError
 from quincunx.inference.diagnostics.convergence import Convergence, convergence
 from quincunx.inference.diagnostics.verdict import Verdict, judge
 from quincunx.inference.method import Kind, Method
-from quincunx.inference.output import dataset
+from quincunx.inference.output import build_tree, dataset
+from quincunx.inference.session import Session
 
 _BATCH = 256
 
@@ -44,11 +45,21 @@ class Fit:
         method: Method | None,
         costs: Mapping[str, int | float],
         density: Density | None,
+        session: Session | None = None,
     ) -> None:
         self.tree = tree
         self.method = method
         self.costs = dict(costs)
         self.density = density
+        self._session = session
+
+    @classmethod
+    def of(cls, session: Session) -> Fit:
+        """The draws that a session has so far."""
+        tree, costs = build_tree(session)
+        return cls(
+            tree, method=session.method, costs=costs, density=session.density, session=session
+        )
 
     @property
     def posterior(self) -> xr.Dataset:
@@ -69,7 +80,8 @@ class Fit:
     def verdict(self) -> Verdict:
         """Whether the draws can be trusted, why not, and what to do."""
         stats = _arrays(self.tree["sample_stats"].to_dataset())
-        return judge(self.convergence, stats, self._free(), self.kind)
+        outcome = self.tree["posterior"].attrs.get("outcome", "")
+        return judge(self.convergence, stats, self._free(), self.kind, outcome)
 
     def summary(self, **options: Any) -> pd.DataFrame:
         """Means, sds, intervals, effective sample sizes and R-hat, by `arviz_stats.summary`.
@@ -151,6 +163,32 @@ class Fit:
         self._add("prior", density, prior)
         predictive = {name: value for name, value in drawn.items() if name in observed}
         return self._add("prior_predictive", density, predictive)
+
+    def extend(self, num_samples: int) -> Fit:
+        """Go on where the chains stopped, until each has `num_samples` draws in all.
+
+        The draws are those that one longer run would have made.
+
+        Args:
+            num_samples: draws of each chain, those of this fit included.
+
+        Returns:
+            The longer fit; this one stays as it is.
+
+        Raises:
+            QuincunxError: the fit was loaded, or has as many draws already.
+        """
+        if self._session is None:
+            message = (
+                "A loaded fit has no running chains; use `infer(checkpoint=..., resume=True)`."
+            )
+            raise QuincunxError(message)
+        session = self._session.copy()
+        if session.done >= session.plan._replace(num_samples=num_samples).total:
+            raise QuincunxError(f"The chains have {session.plan.num_samples} draws already.")
+        session.plan = session.plan._replace(num_samples=num_samples)
+        session.run(lambda progress: None)
+        return Fit.of(session)
 
     def save(self, path: str | Path) -> None:
         """Write the tree to netCDF (`.nc`) or Zarr (`.zarr`).

@@ -6,55 +6,30 @@ import datetime
 import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import arviz_base
 import jax
 import numpy as np
 import xarray as xr
-from jaxtyping import Array
 
 from quincunx.engine.density import Density
-from quincunx.inference.driver import Pieces
-from quincunx.inference.method import Method
+from quincunx.inference.session import Session
 
 _PACKAGES = ("quincunx", "jax", "jaxlib", "numpyro", "blackjax", "arviz-base", "numpy")
 
 
-class Timing(NamedTuple):
-    """Seconds spent building programs and running them."""
-
-    compile_seconds: float
-    sample_seconds: float
-
-
-def _join(pieces: Sequence[tuple[dict, dict]], which: int) -> dict[str, np.ndarray]:
-    names = pieces[0][which] if pieces else ()
-    return {name: np.concatenate([p[which][name] for p in pieces], axis=1) for name in names}
-
-
-def _chains(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def gather(results: Sequence[Pieces], phase: str) -> tuple[dict, dict]:
-    """Draws and statistics of a phase, `(chain, draw, ...)`, from all groups of chains."""
-    parts = [getattr(pieces, phase) for pieces in results]
-    return _chains([_join(part, 0) for part in parts]), _chains([_join(part, 1) for part in parts])
-
-
-def count_costs(results: Sequence[Pieces], timing: Timing) -> dict[str, int | float]:
+def count_costs(session: Session) -> dict[str, int | float]:
     """Gradients, evaluations and data passes of all chains, warm-up included, and seconds."""
     costs: dict[str, int | float] = {}
     for name in ("gradients", "evaluations"):
-        by_phase = {
-            phase: sum(int(pieces.totals[phase][name].sum()) for pieces in results)
-            for phase in ("warmup", "posterior")
-        }
-        costs[name] = by_phase["warmup"] + by_phase["posterior"]
-        costs[f"warmup_{name}"] = by_phase["warmup"]
+        warmup = session.total(name, "warmup")
+        costs[name] = warmup + session.total(name, "posterior")
+        costs[f"warmup_{name}"] = warmup
     costs["data_passes"] = float(costs["evaluations"])
-    return costs | timing._asdict()
+    costs["compile_seconds"] = session.compile_seconds
+    costs["sample_seconds"] = session.sample_seconds
+    return costs
 
 
 def versions() -> dict[str, str]:
@@ -68,8 +43,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def provenance(method: Method, costs: Mapping[str, Any], key: Array, layout: str) -> dict[str, Any]:
+def provenance(session: Session, costs: Mapping[str, Any]) -> dict[str, Any]:
     """What is needed to know where draws are from and to make them again."""
+    method, key = session.method, session.key
     return {
         "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "inference_library": "quincunx",
@@ -82,7 +58,8 @@ def provenance(method: Method, costs: Mapping[str, Any], key: Array, layout: str
         "versions": json.dumps(versions()),
         "device": jax.devices()[0].device_kind,
         "precision": str(np.dtype(jax.dtypes.canonicalize_dtype(float))),
-        "chain_method": layout,
+        "chain_method": session.layout,
+        "outcome": session.outcome or "",
         "costs": json.dumps(dict(costs)),
     }
 
@@ -134,20 +111,15 @@ def _constants(density: Density) -> tuple[dict[str, Any], dict[str, list[str]]]:
     return values, dims
 
 
-def build_tree(
-    density: Density,
-    method: Method,
-    results: Sequence[Pieces],
-    timing: Timing,
-    key: Array,
-    layout: str,
-) -> tuple[xr.DataTree, dict[str, int | float]]:
+def build_tree(session: Session) -> tuple[xr.DataTree, dict[str, int | float]]:
     """The ArviZ tree of a run of Markov chains, and its costs."""
-    draws, stats = gather(results, "posterior")
-    costs = count_costs(results, timing)
+    density = session.density
+    draws, stats = session.sink.gather("posterior")
+    costs = count_costs(session)
     groups: dict[str, Mapping[str, Any]] = {"posterior": draws, "sample_stats": stats}
-    if any(pieces.warmup for pieces in results):
-        groups["warmup_posterior"], groups["warmup_sample_stats"] = gather(results, "warmup")
+    if session.plan.keep_warmup and session.plan.num_warmup:
+        warmup = session.sink.gather("warmup")
+        groups["warmup_posterior"], groups["warmup_sample_stats"] = warmup
     observed = _observed(density)
     constants, constant_dims = _constants(density)
     if observed:
@@ -157,7 +129,7 @@ def build_tree(
     dims = dims_of(density, [*draws, *observed]) | constant_dims
     coords = _used(density.labels.coords, dims)
     tree = arviz_base.from_dict(groups, dims=dims, coords=coords, save_warmup=True)
-    attributes = provenance(method, costs, key, layout)
+    attributes = provenance(session, costs)
     for group in ("posterior", "sample_stats"):
         tree[group].attrs.update(attributes)
     return tree, costs

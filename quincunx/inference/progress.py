@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from quincunx.inference.driver import Progress
+from quincunx.inference.session import Progress
 
 Report = Callable[[Progress], None]
 

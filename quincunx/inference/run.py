@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,14 +18,17 @@ from rich.console import Console
 from quincunx.engine.density import compile
 from quincunx.engine.errors import MethodError, unknown
 from quincunx.engine.preflight import preflight
-from quincunx.inference import driver, registry
+from quincunx.inference import registry
+from quincunx.inference.checkpoint import Checkpoint, CheckpointError, identity
 from quincunx.inference.fit import Fit
 from quincunx.inference.method import Kernel, Method
-from quincunx.inference.output import Timing, build_tree
 from quincunx.inference.progress import Report, reporting
+from quincunx.inference.session import Group, Plan, Session
+from quincunx.inference.sinks import Memory
 from quincunx.inference.start import begin, check_start, given_values
+from quincunx.inference.stopping import Until, Watch, interruptible
 
-_LATER = ("store", "checkpoint", "resume")
+_LATER = ("store",)
 
 
 def infer(
@@ -41,6 +45,9 @@ def infer(
     coords: Mapping[str, Any] | None = None,
     chain_method: str = "vectorized",
     mesh: Mesh | None = None,
+    checkpoint: str | Path | Checkpoint | None = None,
+    resume: bool = False,
+    until: Until | None = None,
     keep_warmup: bool = False,
     progress: bool | Report = True,
     **unknown_arguments: Any,
@@ -64,22 +71,29 @@ def infer(
         chain_method: 'vectorized' (all chains at once), 'sequential' (one after the other) or
             'parallel' (spread over the devices).
         mesh: a JAX mesh with an axis named `chains`, for 'parallel'; all devices by default.
+        checkpoint: folder in which the run is saved every 30 seconds, at the end of warm-up and
+            at its end; or a `Checkpoint` with another interval.
+        resume: continue the run saved in `checkpoint`, if there is one, wherever it stopped; the
+            draws are those of an uninterrupted run. `num_samples` may be larger than before.
+        until: stop earlier, once the draws are good enough or a budget is spent.
         keep_warmup: whether warm-up draws are kept, in groups of their own.
         progress: show progress on a terminal and print the verdict; or a function that is
             called with a `Progress` after each chunk.
         **unknown_arguments: refused, with the nearest valid name.
 
     Returns:
-        The fit: draws, verdict, costs.
+        The fit: draws, verdict, costs. On Ctrl-C or SIGTERM the current chunk ends, the checkpoint
+        is written and the fit holds the draws so far; a second Ctrl-C leaves at once.
 
     Raises:
         ModelError: the model or its data are wrong.
         MethodError: the method cannot run on this model, or a setting is wrong.
+        CheckpointError: the checkpoint cannot be written, is damaged, or is of another run.
     """
     if unknown_arguments:
         _refuse(unknown_arguments)
     method = registry.resolve(method)
-    plan = driver.Plan(
+    plan = Plan(
         _count("num_warmup", num_warmup, 0),
         _count("num_samples", num_samples, 1),
         _count("thinning", thinning, 1),
@@ -93,29 +107,65 @@ def infer(
     if not isinstance(method, Kernel):
         raise MethodError(f"`{type(method).__name__}` is not a kernel that the driver can run.")
     preflight(density)
-    chain_mesh, groups = _layout(chain_method, mesh, num_chains)
+    chain_mesh, layout = _layout(chain_method, mesh, num_chains)
     strategy, given = given_values(density, init, num_chains)
+    saver = None if checkpoint is None else _saver(checkpoint, resume=resume)
+    if resume and saver is None:
+        raise MethodError("`resume=True` needs `checkpoint=`, the folder to resume from.")
     with reporting(f"{method.name} on {density.program.name}", progress=progress) as report:
-        prepared = time.perf_counter() - clock
-        results = []
-        for group in groups:
-            clock = time.perf_counter()
-            chosen = {name: value[group] for name, value in given.items()}
-            carry, keys, found, positions = begin(method, strategy, density, key, group, chosen)
+        groups = []
+        for chains in layout:
+            chosen = {name: value[chains] for name, value in given.items()}
+            carry, keys, found, positions = begin(method, strategy, density, key, chains, chosen)
             check_start(density, found, positions)
             carry, keys = _place((carry, keys), chain_mesh)
-            prepared += time.perf_counter() - clock
-            pieces = driver.run_chains(method, density, keys, carry, plan, chain_mesh, report)
-            results.append(pieces)
-    timing = Timing(
-        compile_seconds=prepared + sum(pieces.compile_seconds for pieces in results),
-        sample_seconds=sum(pieces.sample_seconds for pieces in results),
-    )
-    tree, costs = build_tree(density, method, results, timing, key, chain_method)
-    fit = Fit(tree, method=method, costs=costs, density=density)
+            groups.append(Group(keys, carry))
+        session = Session(method, density, plan, groups, chain_mesh, Memory(), key, chain_method)
+        session.compile_seconds = time.perf_counter() - clock
+        _run(session, report, saver, until)
+    fit = Fit.of(session)
     if progress is True:
         Console(stderr=True, soft_wrap=True).print(fit.verdict)
     return fit
+
+
+def _saver(checkpoint: str | Path | Checkpoint, *, resume: bool) -> Checkpoint:
+    saver = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
+    saver.prepare(resume=resume)
+    return saver
+
+
+def _run(session: Session, report: Report, saver: Checkpoint | None, until: Until | None) -> None:
+    """Run a session with checkpoints, a stopping rule and room for interruption."""
+    name = {} if saver is None else identity(session)
+    if saver is not None and saver.exists:
+        saver.read(session, name)
+        if session.done > session.plan.total:
+            message = f"The checkpoint in '{saver.folder}' is beyond `num_samples`; ask for more."
+            raise CheckpointError(message)
+    watch = None if until is None else Watch(until)
+
+    def write() -> str | None:
+        if saver is None:
+            return None
+        try:
+            saver.write(session, name)
+        except OSError as error:
+            return f"no checkpoint could be written to '{saver.folder}' ({error.strerror})"
+        return None
+
+    with interruptible() as interrupted:
+
+        def save() -> str | None:
+            return write() if saver is not None and saver.due(session) else None
+
+        def stop() -> str | None:
+            if interrupted():
+                return "it was interrupted"
+            return watch and watch.reached(session.sink, session.sample_seconds)
+
+        session.run(report, save=save, stop=stop)
+        session.outcome = write() or session.outcome
 
 
 def _refuse(arguments: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from scipy import stats
 
 import quincunx as qx
 import quincunx.distributions as dist
-from quincunx.inference import driver
+from quincunx.inference import session
 from quincunx.inference.diagnostics.convergence import convergence
 from quincunx.inference.registry import _REGISTRY
 from tests.laws.kernels import ColdNUTS, NoDensityRatio, RandomWalk
@@ -82,11 +82,11 @@ def test_sequential_is_vectorized(kernel, short):
 
 
 def test_where_chunks_are_cut_changes_nothing(kernel, short, monkeypatch):
-    class OddPace(driver.Pace):
+    class OddPace(session.Pace):
         def update(self, steps, elapsed):
             self.steps = 7
 
-    monkeypatch.setattr(driver, "Pace", OddPace)
+    monkeypatch.setattr(session, "Pace", OddPace)
     cut = qx.infer(conjugate, {"y": Y}, kernel, key=5, **SHORT)
     np.testing.assert_array_equal(draws(short), draws(cut))
 

@@ -7,6 +7,7 @@ wherever all chains move; a constant or non-finite chain has effective sample si
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -53,7 +54,7 @@ def flatten(draws: Mapping[str, np.ndarray]) -> tuple[list[str], np.ndarray]:
         shape = values.shape[2:]
         for index in np.ndindex(shape):
             names.append(name + (f"[{', '.join(map(str, index))}]" if index else ""))
-        columns.append(values.reshape(*values.shape[:2], -1).astype(float))
+        columns.append(values.reshape(*values.shape[:2], math.prod(shape)).astype(float))
     stacked = np.concatenate(columns, axis=-1) if columns else np.zeros((1, 0, 0))
     return names, stacked
 
@@ -63,6 +64,9 @@ def convergence(draws: Mapping[str, np.ndarray]) -> Convergence:
     from arviz_stats.base import array_stats  # slow to import
 
     names, values = flatten(draws)
+    if not values.shape[1]:
+        zero, no = np.zeros(len(names)), np.zeros(len(names), bool)
+        return Convergence(names, zero, zero, np.full(len(names), np.inf), ~no, no, no)
     finite = np.asarray(np.isfinite(values).all(axis=(0, 1)))
     spread = np.ptp(np.where(np.isfinite(values), values, 0.0), axis=1)
     still = spread == 0

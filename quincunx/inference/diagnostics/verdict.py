@@ -30,22 +30,26 @@ class Verdict(NamedTuple):
         status: `ok`, `suspect` (use with care, after reading the reasons) or `failed`.
         reasons: what was found, worst first.
         advice: what to do, in the order of the reasons.
+        outcome: why the run ended before its plan, empty where it did not.
     """
 
     status: Status
     reasons: tuple[str, ...]
     advice: tuple[str, ...]
+    outcome: str = ""
 
     @classmethod
-    def of(cls, findings: Iterable[Finding]) -> Verdict:
+    def of(cls, findings: Iterable[Finding], outcome: str = "") -> Verdict:
         """The verdict that some findings amount to."""
         ranked = sorted(findings, key=lambda finding: -_ORDER.index(finding.status))
         status = ranked[0].status if ranked else "ok"
         advice = tuple(dict.fromkeys(finding.advice for finding in ranked))
-        return cls(status, tuple(finding.reason for finding in ranked), advice)
+        return cls(status, tuple(finding.reason for finding in ranked), advice, outcome)
 
     def __str__(self) -> str:
         lines = [f"verdict: {self.status}"]
+        if self.outcome:
+            lines.append(f"  . The run stopped early: {self.outcome}.")
         lines += [f"  - {reason}" for reason in self.reasons]
         lines += [f"  > {advice}" for advice in self.advice]
         return "\n".join(lines)
@@ -130,7 +134,11 @@ def _hamiltonian(stats: Mapping[str, np.ndarray]) -> list[Finding]:
 
 
 def judge(
-    found: Convergence, stats: Mapping[str, np.ndarray], free: np.ndarray, kind: Kind
+    found: Convergence,
+    stats: Mapping[str, np.ndarray],
+    free: np.ndarray,
+    kind: Kind,
+    outcome: str = "",
 ) -> Verdict:
     """Judge the draws of Markov chains.
 
@@ -139,8 +147,12 @@ def judge(
         stats: sample statistics by name, each `(chain, draw)`.
         free: which parameters are random; a deterministic quantity may rightly be constant.
         kind: what the method promises; only an exact method can be `ok` from these alone.
+        outcome: why the run ended before its plan, if it did.
     """
-    chains = stats["lp"].shape[0]
+    chains, length = stats["lp"].shape
+    if not length:
+        advice = "Let the run get beyond its warm-up."
+        return Verdict.of([Finding("failed", "There are no draws yet.", advice)], outcome)
     findings = _movement(found, free) + _mixing(found, free, chains) + _hamiltonian(stats)
     if not np.isfinite(stats["lp"]).all():
         reason = "The log density was not finite at some draws."
@@ -148,4 +160,4 @@ def judge(
     if kind is not Kind.EXACT:
         reason = f"The method is {kind.value}: chains that agree may agree on the wrong law."
         findings.append(Finding("suspect", reason, "Compare with an exact method."))
-    return Verdict.of(findings)
+    return Verdict.of(findings, outcome)
