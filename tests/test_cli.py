@@ -1,6 +1,9 @@
 """The command line: what it prints, what it writes, and how it fails."""
 
 import json
+import os
+import signal
+from contextlib import contextmanager
 
 import jax
 import numpy as np
@@ -33,6 +36,7 @@ def bare(z):
 density = qx.from_log_density(bare, np.zeros(2))
 """
 SHORT = ["--num-warmup", "200", "--num-samples", "200", "--num-chains", "2"]
+SCHOOLS = ["infer", "eight_schools", "--num-warmup", "200", "--num-chains", "2"]
 
 
 @pytest.fixture(autouse=True)
@@ -116,6 +120,70 @@ def test_infer_on_a_bare_density(folder, capsys):
     assert "x[1]" in capsys.readouterr().out
 
 
+def sent(monkeypatch, number, *, after):
+    """Send a signal once so many transitions are done."""
+
+    @contextmanager
+    def reporting(label, *, progress):
+        yield lambda state: state.done > after and os.kill(os.getpid(), number)
+
+    monkeypatch.setattr("quincunx.inference.progress.reporting", reporting)
+
+
+def test_a_run_is_resumed(folder, capsys):
+    first, second, whole = (str(folder / f"{name}.nc") for name in ("first", "second", "whole"))
+    saved = [*SCHOOLS, "--checkpoint", "saved"]
+    assert main([*saved, "--num-samples", "100", "--resume", "--out", first]) == 0
+    assert (folder / "saved" / "manifest.json").exists()
+    capsys.readouterr()
+    message = error(capsys, *saved, "--num-samples", "200", "--out", second)
+    assert "holds a checkpoint already. Continue it with `--resume`" in message
+    assert main([*saved, "--num-samples", "200", "--resume", "--out", second]) == 0
+    assert main([*SCHOOLS, "--num-samples", "200", "--out", whole]) == 0
+    draws = [qx.load(path).posterior["mu"].values for path in (first, second, whole)]
+    assert draws[0].shape == (2, 100)
+    np.testing.assert_array_equal(draws[0], draws[1][:, :100])
+    np.testing.assert_array_equal(draws[1], draws[2])
+    capsys.readouterr()
+    resumed = (*saved, "--resume", "--num-samples", "200")
+    assert "are: key (" in error(capsys, *resumed, "--key", "1")
+    assert "beyond `num_samples`" in error(capsys, *resumed[:-1], "100")
+    for path in (folder / "saved").glob("state*"):
+        path.write_text("")
+    assert "No whole checkpoint is left in 'saved'" in error(capsys, *resumed)
+
+
+@pytest.mark.parametrize(("after", "number"), [(200, signal.SIGINT), (0, signal.SIGTERM)])
+def test_an_interrupted_run_is_written(folder, capsys, monkeypatch, after, number):
+    words = [*SCHOOLS, "--num-samples", "200", "--thinning", "500"]
+    with monkeypatch.context() as patch:
+        sent(patch, number, after=after)
+        assert main([*words, "--checkpoint", "saved", "--out", "fit.nc"]) == 130
+    streams = capsys.readouterr()
+    assert "The run stopped early: it was interrupted." in streams.out
+    assert "written: fit.nc" in streams.out
+    assert not streams.err
+    fit = qx.load("fit.nc")
+    assert (fit.posterior.sizes["draw"] > 0) == (after > 0)
+    assert fit.posterior.sizes["draw"] < 200
+    assert fit.verdict.outcome == "it was interrupted"
+    assert (folder / "saved" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "outcome"),
+    [
+        (["--until-ess", "20"], "the target is reached after"),
+        (["--seconds", "0.001"], "the budget of 0.001 seconds is spent"),
+        (["--until-ess", "1e9", "--seconds", "0.001"], "the budget of 0.001 seconds is spent"),
+    ],
+)
+def test_a_run_stops_early(folder, capsys, words, outcome):
+    run = [*SCHOOLS, "--num-samples", "200", "--thinning", "200", "--quiet"]
+    assert main([*run, *words]) == 0
+    assert f"The run stopped early: {outcome}" in capsys.readouterr().out
+
+
 def test_explain(folder, capsys):
     assert main(["explain", "lines.py:line", "--data", "data.json"]) == 0
     text = capsys.readouterr().out
@@ -172,6 +240,11 @@ def test_wrong_options(folder, capsys):
     assert "--chain-method" in error(capsys, *words, "--chain-method", "vectorised")
     assert "--num-chains" in error(capsys, *words, "--num-chains", "four")
     assert "No such option" in error(capsys, *words, "--num-chain", "4")
+    assert "`--resume` needs `--checkpoint`" in error(capsys, *words, "--resume")
+    assert "cannot be written to 'data.csv'" in error(capsys, *words, "--checkpoint", "data.csv")
+    assert "`--until-ess 0` must be positive" in error(capsys, *words, "--until-ess", "0")
+    assert "`--seconds -1` must be positive" in error(capsys, *words, "--seconds", "-1")
+    assert "--seconds" in error(capsys, *words, "--seconds", "soon")
     assert "No such command" in error(capsys, "sample")
 
 

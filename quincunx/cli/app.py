@@ -23,6 +23,7 @@ app = typer.Typer(
 _UsageError: type[Exception] = next(
     cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException"
 )
+_INTERRUPTED = "it was interrupted"
 
 
 class ChainMethod(enum.StrEnum):
@@ -80,7 +81,22 @@ def infer(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A setting of the method; repeatable."),
     ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Save the run here as it goes on.", show_default=False),
+    ] = None,
+    until_ess: Annotated[
+        float | None,
+        typer.Option(metavar="N", help="Stop at this effective sample size.", show_default=False),
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(metavar="S", help="Stop after this time of sampling.", show_default=False),
+    ] = None,
     *,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --checkpoint, if there is one.")
+    ] = False,
     x64: Precision = True,
     quiet: Annotated[
         bool, typer.Option("--quiet", help="Print the verdict and nothing else.")
@@ -95,6 +111,8 @@ def infer(
     configure(x64=x64)
     if out is not None:
         report.prepare(out)
+    inputs.check_resumption(checkpoint, resume=resume)
+    until = inputs.read_until(until_ess, seconds)
     chosen = inputs.read_method(method, settings or [])
     target, arguments = inputs.read_model(model, data)
     with reporting(f"{chosen.name} on {model}", progress=not quiet) as progress:
@@ -108,9 +126,12 @@ def infer(
             key=key,
             thinning=thinning,
             chain_method=chain_method.value,
+            checkpoint=checkpoint,
+            resume=resume,
+            until=until,
             progress=progress,
         )
-    if not quiet:
+    if not quiet and fit.posterior.sizes["draw"]:
         typer.echo(report.table(fit, rows=50) + "\n")
     typer.echo(str(fit.verdict))
     if not quiet:
@@ -119,6 +140,8 @@ def infer(
         fit.save(out)
         if not quiet:
             typer.echo(f"written: {out}")
+    if fit.verdict.outcome == _INTERRUPTED:
+        raise typer.Exit(130)
 
 
 @app.command()
@@ -169,7 +192,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after `quincunx`; those of the process by default.
 
     Returns:
-        0; 2 after a user's error, said in one line on stderr; 130 after an interruption.
+        0; 2 after a user's error, said in one line on stderr; 130 after an interruption, also
+        where the draws so far were written.
     """
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     command = typer.main.get_command(app)

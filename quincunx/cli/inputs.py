@@ -20,8 +20,10 @@ import numpy as np
 from quincunx import models
 from quincunx.engine.bare import BareModel
 from quincunx.engine.errors import MethodError, QuincunxError, unknown
+from quincunx.inference.checkpoint import Checkpoint, CheckpointError
 from quincunx.inference.method import Method
 from quincunx.inference.registry import resolve
+from quincunx.inference.stopping import Until
 
 
 def read_model(name: str, data: Path | None) -> tuple[Any, dict[str, Any] | None]:
@@ -129,6 +131,31 @@ def _near_file(path: Path) -> str:
     names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
     near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
     return f" Did you mean '{folder / near[0]}'?" if near else ""
+
+
+def check_resumption(folder: Path | None, *, resume: bool) -> None:
+    """Refuse at once, in the command line's own words, what `infer` would refuse later.
+
+    Raises:
+        CheckpointError: nothing to resume from, or a checkpoint that is not to be resumed.
+    """
+    if resume and folder is None:
+        raise CheckpointError("`--resume` needs `--checkpoint`, the folder to resume from.")
+    if folder is not None and not resume and Checkpoint(folder).exists:
+        message = f"'{folder}' holds a checkpoint already. Continue it with `--resume`, "
+        raise CheckpointError(message + "or name another folder.")
+
+
+def read_until(ess: float | None, seconds: float | None) -> Until | None:
+    """When to stop early.
+
+    Raises:
+        MethodError: a target that is not positive.
+    """
+    for option, value in (("--until-ess", ess), ("--seconds", seconds)):
+        if value is not None and not value > 0:
+            raise MethodError(f"`{option} {value:g}` must be positive.")
+    return None if ess is None and seconds is None else Until(ess=ess, seconds=seconds)
 
 
 def read_data(path: Path) -> dict[str, Any]:

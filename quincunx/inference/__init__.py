@@ -15,3 +15,4 @@ from quincunx.inference.registry import register as register
 from quincunx.inference.run import infer as infer
 from quincunx.inference.session import Progress as Progress
 from quincunx.inference.stopping import Until as Until
+from quincunx.inference.store import StoreError as StoreError

@@ -91,6 +91,7 @@ class Checkpoint:
             OSError: the disk is full or gone.
         """
         self._number += 1
+        session.sink.flush()
         blocks = session.sink.blocks[self._saved_blocks :]
         segments = list(self._segments)
         if blocks:
@@ -103,6 +104,7 @@ class Checkpoint:
             "identity": dict(identity),
             "state": state,
             "segments": segments,
+            "stored": session.sink.position(),
             "done": [group.done for group in session.groups],
             "compile_seconds": session.compile_seconds,
             "sample_seconds": session.sample_seconds,
@@ -134,11 +136,12 @@ class Checkpoint:
                 continue
             _compare(self.folder, manifest["identity"], identity)
             _restore_groups(session.groups, state, manifest["done"])
-            session.sink = Memory([block for data in blocks for block in _unpack_blocks(data)])
+            saved = [block for data in blocks for block in _unpack_blocks(data)]
+            session.sink.restore(manifest["stored"], saved)
             session.compile_seconds += manifest["compile_seconds"]
             session.sample_seconds = manifest["sample_seconds"]
             self._number = max(manifest["number"], self._newest())
-            self._segments, self._saved_blocks = manifest["segments"], len(session.sink.blocks)
+            self._segments, self._saved_blocks = manifest["segments"], len(saved)
             self._warm = session.done >= session.plan.num_warmup
             return
         message = f"No whole checkpoint is left in '{self.folder}': {'; '.join(reasons)}. "
@@ -209,6 +212,7 @@ def identity(session: Session) -> dict[str, Any]:
         "thinning": plan.thinning,
         "keep_warmup": plan.keep_warmup,
         "chain_method": session.layout,
+        "store": "memory" if isinstance(session.sink, Memory) else str(session.sink.path),
         "devices": 1 if session.mesh is None else session.mesh.size,
         "precision": str(np.dtype(jax.dtypes.canonicalize_dtype(float))),
         "version of quincunx": found["quincunx"],

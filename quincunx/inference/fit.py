@@ -22,6 +22,7 @@ from quincunx.inference.diagnostics.verdict import Verdict, judge
 from quincunx.inference.method import Kind, Method
 from quincunx.inference.output import build_tree, dataset
 from quincunx.inference.session import Session
+from quincunx.inference.store import plain_strings
 
 _BATCH = 256
 
@@ -74,7 +75,7 @@ class Fit:
     @functools.cached_property
     def convergence(self) -> Convergence:
         """Effective sample sizes and R-hat of every parameter; a stuck chain has ESS 0."""
-        return convergence(_arrays(self.posterior))
+        return convergence({str(name): array for name, array in self.posterior.items()})
 
     @functools.cached_property
     def verdict(self) -> Verdict:
@@ -200,7 +201,8 @@ class Fit:
         if path.suffix == ".nc":
             self.tree.to_netcdf(path, engine="h5netcdf")
         elif path.suffix == ".zarr":
-            self.tree.to_zarr(path, mode="w", consolidated=False)
+            with plain_strings():
+                self.tree.to_zarr(path, mode="w", consolidated=False)
         else:
             raise QuincunxError(f"Cannot save to '{path}': the suffix must be .nc or .zarr.")
 
@@ -238,7 +240,7 @@ class Fit:
         """Zero effective sample size where arviz_stats does not see that a chain is stuck."""
         names = options.get("var_names")
         chosen = self.posterior if names is None else self.posterior[list(np.atleast_1d(names))]
-        found = convergence(_arrays(chosen))
+        found = convergence({str(name): array for name, array in chosen.items()})
         bad = found.stuck | ~found.finite
         if len(table) != len(bad):
             return table

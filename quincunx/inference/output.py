@@ -15,6 +15,8 @@ import xarray as xr
 
 from quincunx.engine.density import Density
 from quincunx.inference.session import Session
+from quincunx.inference.sinks import Memory
+from quincunx.inference.store import ZarrStore
 
 _PACKAGES = ("quincunx", "jax", "jaxlib", "numpyro", "blackjax", "arviz-base", "numpy")
 
@@ -113,23 +115,29 @@ def _constants(density: Density) -> tuple[dict[str, Any], dict[str, list[str]]]:
 
 def build_tree(session: Session) -> tuple[xr.DataTree, dict[str, int | float]]:
     """The ArviZ tree of a run of Markov chains, and its costs."""
-    density = session.density
-    draws, stats = session.sink.gather("posterior")
+    density, sink = session.density, session.sink
     costs = count_costs(session)
-    groups: dict[str, Mapping[str, Any]] = {"posterior": draws, "sample_stats": stats}
-    if session.plan.keep_warmup and session.plan.num_warmup:
-        warmup = session.sink.gather("warmup")
-        groups["warmup_posterior"], groups["warmup_sample_stats"] = warmup
+    groups: dict[str, Mapping[str, Any]] = {}
+    if isinstance(sink, Memory):
+        groups["posterior"], groups["sample_stats"] = sink.gather("posterior")
+        if session.plan.keep_warmup and session.plan.num_warmup:
+            warmup = sink.gather("warmup")
+            groups["warmup_posterior"], groups["warmup_sample_stats"] = warmup
     observed = _observed(density)
     constants, constant_dims = _constants(density)
     if observed:
         groups["observed_data"] = observed
     if constants:
         groups["constant_data"] = constants
-    dims = dims_of(density, [*draws, *observed]) | constant_dims
+    dims = dims_of(density, list(density.labels.dims)) | constant_dims
     coords = _used(density.labels.coords, dims)
     tree = arviz_base.from_dict(groups, dims=dims, coords=coords, save_warmup=True)
     attributes = provenance(session, costs)
+    if isinstance(sink, ZarrStore):
+        others = {name: node.to_dataset() for name, node in tree.children.items()}
+        sink.annotate(attributes, others)
+        for name, node in sink.tree().children.items():
+            tree[name] = xr.DataTree(node.to_dataset())
     for group in ("posterior", "sample_stats"):
         tree[group].attrs.update(attributes)
     return tree, costs

@@ -15,7 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 from rich.console import Console
 
-from quincunx.engine.density import compile
+from quincunx.engine.density import Density, compile
 from quincunx.engine.errors import MethodError, unknown
 from quincunx.engine.preflight import preflight
 from quincunx.inference import registry
@@ -27,8 +27,7 @@ from quincunx.inference.session import Group, Plan, Session
 from quincunx.inference.sinks import Memory
 from quincunx.inference.start import begin, check_start, given_values
 from quincunx.inference.stopping import Until, Watch, interruptible
-
-_LATER = ("store",)
+from quincunx.inference.store import StoreError, ZarrStore
 
 
 def infer(
@@ -45,6 +44,7 @@ def infer(
     coords: Mapping[str, Any] | None = None,
     chain_method: str = "vectorized",
     mesh: Mesh | None = None,
+    store: str | Path | None = None,
     checkpoint: str | Path | Checkpoint | None = None,
     resume: bool = False,
     until: Until | None = None,
@@ -71,6 +71,8 @@ def infer(
         chain_method: 'vectorized' (all chains at once), 'sequential' (one after the other) or
             'parallel' (spread over the devices).
         mesh: a JAX mesh with an axis named `chains`, for 'parallel'; all devices by default.
+        store: path ending in `.zarr` to which draws are appended while sampling, so that memory
+            does not grow with their number; the fit reads them from there as they are used.
         checkpoint: folder in which the run is saved every 30 seconds, at the end of warm-up and
             at its end; or a `Checkpoint` with another interval.
         resume: continue the run saved in `checkpoint`, if there is one, wherever it stopped; the
@@ -120,7 +122,8 @@ def infer(
             check_start(density, found, positions)
             carry, keys = _place((carry, keys), chain_mesh)
             groups.append(Group(keys, carry))
-        session = Session(method, density, plan, groups, chain_mesh, Memory(), key, chain_method)
+        sink = Memory() if store is None else _store(store, groups, density, plan)
+        session = Session(method, density, plan, groups, chain_mesh, sink, key, chain_method)
         session.compile_seconds = time.perf_counter() - clock
         _run(session, report, saver, until)
     fit = Fit.of(session)
@@ -135,14 +138,26 @@ def _saver(checkpoint: str | Path | Checkpoint, *, resume: bool) -> Checkpoint:
     return saver
 
 
+def _store(path: str | Path, groups: list[Group], density: Density, plan: Plan) -> ZarrStore:
+    if Path(path).suffix != ".zarr":
+        raise StoreError(f"`store='{path}'` must end in `.zarr`.")
+    sizes = [group.size for group in groups]
+    phases = ("posterior", "warmup") if plan.keep_warmup and plan.num_warmup else ("posterior",)
+    return ZarrStore(path, sizes, density.labels.dims, density.labels.coords, phases)
+
+
 def _run(session: Session, report: Report, saver: Checkpoint | None, until: Until | None) -> None:
     """Run a session with checkpoints, a stopping rule and room for interruption."""
     name = {} if saver is None else identity(session)
+    resumed = False
     if saver is not None and saver.exists:
         saver.read(session, name)
+        resumed = True
         if session.done > session.plan.total:
             message = f"The checkpoint in '{saver.folder}' is beyond `num_samples`; ask for more."
             raise CheckpointError(message)
+    if isinstance(session.sink, ZarrStore) and not resumed:
+        session.sink.create()
     watch = None if until is None else Watch(until)
 
     def write() -> str | None:
@@ -165,14 +180,19 @@ def _run(session: Session, report: Report, saver: Checkpoint | None, until: Unti
             return watch and watch.reached(session.sink, session.sample_seconds)
 
         session.run(report, save=save, stop=stop)
-        session.outcome = write() or session.outcome
+        session.outcome = _flush(session) or write() or session.outcome
+
+
+def _flush(session: Session) -> str | None:
+    try:
+        session.sink.flush()
+    except OSError as error:
+        return f"draws could not be written ({error.strerror})"
+    return None
 
 
 def _refuse(arguments: Mapping[str, Any]) -> None:
     name = next(iter(arguments))
-    if name in _LATER:
-        message = f"`infer({name}=...)` is not supported in this version. "
-        raise MethodError(message + "Keep a finished run with `fit.save(path)`.")
     valid = [key for key in inspect.signature(infer).parameters if key != "unknown_arguments"]
     raise TypeError(unknown("argument", name, valid, " of `infer`"))
 

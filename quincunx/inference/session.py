@@ -20,9 +20,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from quincunx.engine.density import Density
+from quincunx.engine.errors import QuincunxError
 from quincunx.inference.driver import TOTALS, Block, Carry, Limits, advance, buffer_length
 from quincunx.inference.method import Kernel
 from quincunx.inference.sinks import Memory
+from quincunx.inference.store import ZarrStore
 
 _NEVER = np.iinfo(np.int32).max // 2
 _PHASES = ("warmup", "posterior")
@@ -135,7 +137,7 @@ class Session:
         plan: Plan,
         groups: list[Group],
         mesh: Mesh | None,
-        sink: Memory,
+        sink: Memory | ZarrStore,
         key: Array,
         layout: str,
     ) -> None:
@@ -158,6 +160,9 @@ class Session:
             Group(group.keys, group.carry, group.done, copy.deepcopy(group.totals), group.step_size)
             for group in self.groups
         ]
+        if not isinstance(self.sink, Memory):
+            message = "The draws are in a store, which has one writer. Go on with "
+            raise QuincunxError(message + "`infer(store=..., checkpoint=..., resume=True)`.")
         sink = Memory(self.sink.blocks)
         settings = (self.method, self.density, self.plan, groups, self.mesh, sink)
         session = Session(*settings, self.key, self.layout)
@@ -197,17 +202,18 @@ class Session:
         index = min(range(len(self.groups)), key=lambda entry: self.groups[entry].done)
         group = self.groups[index]
         limits, phase = self._limits(group.done)
-        group.carry, block = self._call(group, limits)
-        for name, total in jax.device_get(block.totals).items():
-            group.totals[phase][name] += total
-        kept = _kept(limits)
+        carry, block = self._call(group, limits)
         if not group.done:
             for kind in _PHASES:  # so that every phase has its names and shapes
                 self._store(kind, index, block, 0)
-        if kept:
-            self._store(phase, index, block, kept)
+        group.carry = carry
+        for name, total in jax.device_get(block.totals).items():
+            group.totals[phase][name] += total
+        kept = _kept(limits)
         group.step_size = float(np.mean(jax.device_get(block.step_size)))
         group.done = int(limits.stop)
+        if kept:
+            self._store(phase, index, block, kept)
         elapsed = time.perf_counter() - began
         self._pace.update(int(limits.stop - limits.start), elapsed)
         self.sample_seconds += elapsed
@@ -238,8 +244,11 @@ class Session:
         if not self.finished:
             self.build()
         while not self.finished and self.outcome is None:
-            report(self.advance())
-            self.outcome = save() or stop()
+            try:
+                report(self.advance())
+                self.outcome = save() or stop()
+            except OSError as error:
+                self.outcome = f"draws could not be written ({error.strerror})"
 
     def total(self, name: str, phase: str) -> int:
         """A count over all chains, in one phase."""

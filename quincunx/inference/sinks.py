@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,27 @@ class Memory:
     def append(self, phase: str, group: int, draws: Draws, stats: Draws) -> None:
         """Take the draws of one chunk, `(chains of the group, draws, ...)`."""
         self.blocks.append((phase, group, draws, stats))
+
+    def flush(self) -> None:
+        """Nothing waits to be written."""
+
+    def length(self, phase: str) -> int:
+        """Draws that every chain has."""
+        draws = self.draws(phase)
+        return next(iter(draws.values())).shape[1] if draws else 0
+
+    def position(self) -> dict[str, list[int]]:
+        """What a checkpoint needs beside the blocks."""
+        return {}
+
+    def restore(self, position: Mapping[str, list[int]], blocks: Sequence[Block]) -> None:
+        """Take the blocks that a checkpoint saved."""
+        del position
+        self.blocks = list(blocks)
+
+    def draws(self, phase: str) -> Draws:
+        """Draws of a phase by site."""
+        return self.gather(phase)[0]
 
     def gather(self, phase: str) -> tuple[Draws, Draws]:
         """Draws and statistics of a phase, `(chain, draw, ...)`, as far as all chains have them."""

@@ -15,6 +15,7 @@ import numpy as np
 from quincunx.engine.errors import MethodError
 from quincunx.inference.diagnostics.convergence import convergence
 from quincunx.inference.sinks import Memory
+from quincunx.inference.store import ZarrStore
 
 _GROWTH = 1.25
 
@@ -55,19 +56,18 @@ class Watch:
         self.until = until
         self._next = 50
 
-    def reached(self, sink: Memory, seconds: float) -> str | None:
+    def reached(self, sink: Memory | ZarrStore, seconds: float) -> str | None:
         """Why the run should stop now, or `None`."""
         until = self.until
         if until.seconds is not None and seconds >= until.seconds:
             return f"the budget of {until.seconds:g} seconds is spent"
         if until.ess is None and until.r_hat is None:
             return None
-        draws, _ = sink.gather("posterior")
-        length = next(iter(draws.values())).shape[1] if draws else 0
+        length = sink.length("posterior")
         if length < self._next:
             return None
         self._next = int(np.ceil(_GROWTH * length))
-        return self._target(draws, length)
+        return self._target(sink.draws("posterior"), length)
 
     def _target(self, draws: dict[str, Any], length: int) -> str | None:
         found = convergence(draws)

@@ -239,8 +239,8 @@ def test_wrong_run_settings_are_refused():
             qx.infer(conjugate, y, **setting)
     with pytest.raises(qx.MethodError, match=r"chain_method.*Did you mean 'vectorized'"):
         qx.infer(conjugate, y, chain_method="vectorised")
-    with pytest.raises(qx.MethodError, match="store.*not supported.*fit.save"):
-        qx.infer(conjugate, y, store="draws.zarr")
+    with pytest.raises(qx.StoreError, match="must end in `.zarr`"):
+        qx.infer(conjugate, y, store="draws.nc")
     for settings in ({"target_accept": 1.2}, {"mass_matrix": "full"}, {"step_size": -1.0}):
         with pytest.raises(qx.MethodError, match=next(iter(settings))):
             qx.NUTS(**settings)

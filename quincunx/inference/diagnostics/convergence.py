@@ -8,13 +8,14 @@ wherever all chains move; a constant or non-finite chain has effective sample si
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 _TAIL = (0.05, 0.95)
+_VALUES = 2_000_000
 
 
 class Convergence(NamedTuple):
@@ -44,26 +45,50 @@ class Convergence(NamedTuple):
         return pd.DataFrame(columns, index=pd.Index(self.names, name="parameter"))
 
 
-def flatten(draws: Mapping[str, np.ndarray]) -> tuple[list[str], np.ndarray]:
+def flatten(draws: Mapping[str, Any]) -> tuple[list[str], np.ndarray]:
     """Scalar parameters as columns: names and an array `(chain, draw, parameter)`."""
     names, columns = [], []
-    for name, values in draws.items():
-        values = np.asarray(values)
-        if values.dtype.kind not in "biuf":
-            continue
-        shape = values.shape[2:]
-        for index in np.ndindex(shape):
-            names.append(name + (f"[{', '.join(map(str, index))}]" if index else ""))
-        columns.append(values.reshape(*values.shape[:2], math.prod(shape)).astype(float))
+    for found, values in _columns(draws):
+        names += found
+        columns.append(values)
     stacked = np.concatenate(columns, axis=-1) if columns else np.zeros((1, 0, 0))
     return names, stacked
 
 
-def convergence(draws: Mapping[str, np.ndarray]) -> Convergence:
-    """Diagnose draws by site, each of shape `(chain, draw, ...)`."""
+def _columns(draws: Mapping[str, Any]) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Scalar parameters a few at a time, so that draws on disk need not fit in memory."""
+    for name, values in draws.items():
+        if values.dtype.kind not in "biuf":
+            continue
+        shape = values.shape[2:]
+        labels = [
+            name + (f"[{', '.join(map(str, index))}]" if index else "")
+            for index in np.ndindex(*shape)
+        ]
+        width = max(1, _VALUES // max(1, math.prod(values.shape[:2])))
+        inner = math.prod(shape[1:])
+        step = max(1, width // max(inner, 1)) if shape else 1
+        for start in range(0, shape[0] if shape else 1, step):
+            part = values[:, :, start : start + step] if shape else values
+            size = min(step, shape[0] - start) * inner if shape else 1
+            flat = np.asarray(part, float).reshape(*values.shape[:2], size)
+            yield labels[start * inner : start * inner + size], flat
+
+
+def convergence(draws: Mapping[str, Any]) -> Convergence:
+    """Diagnose draws by site, each of shape `(chain, draw, ...)`, in memory or on disk."""
+    parts = [_diagnose(names, values) for names, values in _columns(draws)]
+    if not parts:
+        parts = [_diagnose([], np.zeros((1, 0, 0)))]
+    names = [name for part in parts for name in part.names]
+    return Convergence(
+        names, *(np.concatenate(arrays) for arrays in list(zip(*parts, strict=True))[1:])
+    )
+
+
+def _diagnose(names: list[str], values: np.ndarray) -> Convergence:
     from arviz_stats.base import array_stats  # slow to import
 
-    names, values = flatten(draws)
     if not values.shape[1]:
         zero, no = np.zeros(len(names)), np.zeros(len(names), bool)
         return Convergence(names, zero, zero, np.full(len(names), np.inf), ~no, no, no)
@@ -71,7 +96,7 @@ def convergence(draws: Mapping[str, np.ndarray]) -> Convergence:
     spread = np.ptp(np.where(np.isfinite(values), values, 0.0), axis=1)
     still = spread == 0
     stuck, constant = still.any(axis=0), still.all(axis=0)
-    fixed = constant & (np.ptp(values[:, 0], axis=0) == 0) if values.size else constant
+    fixed = constant & (np.ptp(values[:, 0], axis=0) == 0)
     good = finite & ~stuck
     count = values.shape[-1]
     bulk, tail, r_hat = np.zeros(count), np.zeros(count), np.full(count, np.inf)
