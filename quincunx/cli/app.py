@@ -23,7 +23,6 @@ app = typer.Typer(
 _UsageError: type[Exception] = next(
     cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException"
 )
-_INTERRUPTED = "it was interrupted"
 
 
 class ChainMethod(enum.StrEnum):
@@ -107,6 +106,7 @@ def infer(
     from quincunx.config import configure
     from quincunx.inference import infer as run
     from quincunx.inference.progress import reporting
+    from quincunx.inference.stopping import INTERRUPTED
 
     configure(x64=x64)
     if out is not None:
@@ -140,7 +140,7 @@ def infer(
         fit.save(out)
         if not quiet:
             typer.echo(f"written: {out}")
-    if fit.verdict.outcome == _INTERRUPTED:
+    if fit.verdict.outcome == INTERRUPTED:
         raise typer.Exit(130)
 
 

@@ -99,7 +99,7 @@ def from_log_density(fn: Callable[..., Any], example: Any, supports: Any = None)
         if np.asarray(leaf).dtype.kind not in "biuf":
             raise ModelError(f"Variable '{name}' of `example` is not a real array: {leaf!r}.")
     shapes = {name: tuple(np.shape(leaf)) for name, leaf in zip(names, leaves, strict=True)}
-    chosen = dict.fromkeys(names, constraints.real)
+    chosen: dict[str, Any] = dict.fromkeys(names, constraints.real)
     if isinstance(supports, constraints.Constraint):
         chosen = dict.fromkeys(names, supports)
     elif supports is not None:
@@ -110,5 +110,8 @@ def from_log_density(fn: Callable[..., Any], example: Any, supports: Any = None)
             name = "_".join(str(key) for key in keys)
             if name not in chosen:
                 raise ModelError(unknown("variable", name, names, " in `supports`"))
+            if support is not None and not isinstance(support, constraints.Constraint):
+                message = f"The support of '{name}' must be a constraint, not {support!r}. "
+                raise ModelError(message + "Write e.g. `dist.constraints.positive`.")
             chosen[name] = support or constraints.real
     return BareModel(fn, shapes, chosen, treedef.unflatten)

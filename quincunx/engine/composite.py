@@ -73,12 +73,14 @@ def _prior_term(site: Any) -> ProximalTerm | None:
     return None
 
 
-def _parameters(term: ProximalTerm, fn: Any) -> dict[str, Any]:
-    base = tracing.unwrap(fn)
+def _parameters(term: ProximalTerm, site: Mapping[str, Any]) -> dict[str, Any]:
+    base = tracing.unwrap(site["fn"])
+    weight = 1.0 if site["scale"] is None else site["scale"]
     if term.kind == "l1":
-        return {"loc": base.loc, "scale": base.scale}
+        return {"loc": base.loc, "scale": base.scale / weight}
     if term.kind == "asymmetric l1":
-        return {"loc": base.loc, "left": 1.0 / base.left_scale, "right": 1.0 / base.right_scale}
+        sides = {"left": weight / base.left_scale, "right": weight / base.right_scale}
+        return {"loc": base.loc, **sides}
     if term.kind == "simplex":
         return {}
     support = tracing.base_support(base.support)
@@ -112,9 +114,7 @@ class Composite:
     def parameters(self, values: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
         """Locations, scales and bounds of the terms, by site and kind, at given latent values."""
         trace = self._trace(values)
-        return {
-            (term.site, term.kind): _parameters(term, trace[term.site]["fn"]) for term in self.terms
-        }
+        return {(term.site, term.kind): _parameters(term, trace[term.site]) for term in self.terms}
 
     def log_density(self, values: Mapping[str, Any]) -> Any:
         """Native-space log density on the supports: no transform and no Jacobian."""

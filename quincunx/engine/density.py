@@ -9,6 +9,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.distributions import biject_to
 
@@ -18,6 +19,7 @@ from quincunx.engine.labels import Labels
 from quincunx.engine.language import Model
 from quincunx.engine.program import Program, trace_program
 from quincunx.engine.structure import Structure
+from quincunx.engine.surroundings import surroundings
 
 Rows = Any
 
@@ -52,8 +54,8 @@ def _at_values(
     trace = tracing.at_point(program.model, data, tracing.given(values))
     observed = {site.name: trace[site.name] for site in program.role("observed")}
     if want == "value":
-        return {name: jnp.asarray(site["value"]) for name, site in observed.items()}
-    return {name: tracing.log_prob(site) for name, site in observed.items()}
+        return {name: tracing.unmasked(site, site["value"]) for name, site in observed.items()}
+    return {name: tracing.unmasked(site, tracing.log_prob(site)) for name, site in observed.items()}
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
@@ -142,7 +144,10 @@ class Density(eqx.Module):
         return self.pointwise_at(self.latent(self.constrain(z)))
 
     def pointwise_at(self, values: Mapping[str, Any]) -> dict[str, Array]:
-        """Log likelihood of each observation at constrained latent values; never scaled."""
+        """Log likelihood of each observation at constrained latent values; never scaled.
+
+        Entries under a mask are NaN: they were not observed.
+        """
         return _at_values(self.program, self.leaves, dict(values), "log_prob")
 
     def observations(self, z: Float[Array, " dim"]) -> dict[str, Array]:
@@ -183,7 +188,12 @@ class Density(eqx.Module):
         return self.predict({}, key)
 
     def predict(self, values: Mapping[str, Any], key: PRNGKeyArray) -> dict[str, Array]:
-        """One draw of all sites that are not in `values`, observed ones included."""
+        """One draw of all sites that are not in `values`, observed ones included.
+
+        Raises:
+            ModelError: an unknown site, a wrong shape, or an improper prior to be drawn from.
+        """
+        self.check_values(values)
         improper = [
             site
             for site in self.program.latents
@@ -227,16 +237,24 @@ class Density(eqx.Module):
                 message = f"The model has several data plates, {listing(plates)}; "
                 raise ModelError(message + "give `rows` as a dict by plate name.")
             rows = {next(iter(plates)): rows}
+        rows = dict(rows)
         for name, indices in rows.items():
             if name not in plates:
                 raise ModelError(unknown("data plate", name, plates))
+            indices = rows[name] = jnp.asarray(indices)
+            if not indices.shape or indices.shape[0] == 0:
+                raise ModelError(f"rows of plate '{name}' must be a vector of one index or more.")
             if indices.ndim != 1 or not jnp.issubdtype(indices.dtype, jnp.integer):
                 message = f"rows of plate '{name}' must be a vector of integers, "
                 raise ModelError(message + f"not {indices.dtype} of shape {indices.shape}.")
             if indices.shape[0] > plates[name].size:
                 message = f"{indices.shape[0]} rows were asked of plate '{name}', "
                 raise ModelError(message + f"which has {plates[name].size}.")
-        return dict(rows)
+            known = not isinstance(indices, Tracer)
+            if known and not bool(((indices >= 0) & (indices < plates[name].size)).all()):
+                message = f"rows of plate '{name}' must lie in 0 ... {plates[name].size - 1}."
+                raise ModelError(message)
+        return rows
 
 
 def _no_data_plate(program: Program) -> str:
@@ -277,6 +295,6 @@ def compile(
         model = Model(model)
     signature, leaves = arguments.normalise(data)
     arguments.check_names(model, data or {}, getattr(model, "__name__", "model"))
-    program = trace_program(model, signature)
+    program = trace_program(model, signature, surroundings(model))
     labels = Labels.of(program.sites, coords)
     return Density(leaves, None, program, labels)

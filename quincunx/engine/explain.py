@@ -41,7 +41,7 @@ class Explanation:
         for term in structure.composite.terms:
             lines.append(f"'{term.site}' has a nonsmooth {term.kind} term with a known prox.")
         if not structure.composite.terms:
-            lines.append("Nothing is nonsmooth or bounded: the potential is smooth everywhere.")
+            lines.append("No nonsmooth term with a known prox: all counts as smooth.")
         joint = "is" if structure.has_gaussian_prior else "is not"
         lines.append(f"The prior {joint} jointly Gaussian.")
         return lines

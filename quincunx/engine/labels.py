@@ -22,6 +22,12 @@ class Labels:
         self.dims = dict(dims)
         self.coords = dict(coords)
 
+    def adopt(self, sites: Iterable[Site], coords: Mapping[str, np.ndarray]) -> None:
+        """Take over those labels of other data whose dimensions have the same length here."""
+        sizes = {dim: n for site in sites for dim, n in zip(site.dims, site.shape, strict=False)}
+        fitting = {dim: labels for dim, labels in coords.items() if sizes.get(dim) == len(labels)}
+        self.coords.update(fitting)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Labels)
 
@@ -35,9 +41,15 @@ class Labels:
         Raises:
             ModelError: an unknown dimension, or as many labels as the dimension has not.
         """
+        sites = tuple(sites)
         dims = {site.name: list(site.dims) for site in sites if site.role != "factor"}
         sizes: dict[str, tuple[int, str]] = {}
         for site in sites:
+            for dim in site.dims:
+                if dim in ("chain", "draw") or dim in dims or site.dims.count(dim) > 1:
+                    message = f"{site} has a dimension named '{dim}', which is taken: by ArviZ, by "
+                    message += "a site or by another of its dimensions. Rename it or the plate."
+                    raise ModelError(message)
             for dim, size in zip(site.dims, site.shape, strict=False):
                 known = sizes.setdefault(dim, (size, site.name))
                 if known[0] != size:

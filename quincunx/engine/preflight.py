@@ -34,11 +34,15 @@ def preflight(density: Density) -> None:
         ModelError: discrete latent sites; no latent site; a flat site that nothing depends on;
             NaN or out-of-support observations; parameters that violate their constraints.
     """
+    program = density.program
     _check_latents(density)
     _check_influence(density)
     points = np.random.default_rng(0).uniform(-2, 2, (_POINTS, density.dim))
     points = points.astype(jax.dtypes.canonicalize_dtype(float))
     report = jax.device_get(_inspect(density, points))
+    proper = all(site.distribution != "ImproperUniform" for site in program.latents)
+    if proper and _violated(report):
+        report = jax.device_get(_inspect(density, _prior_points(density, _POINTS)))
     for site in density.program.role("observed", "latent"):
         found = report[site.name]
         if site.role == "observed":
@@ -132,7 +136,8 @@ def _check_parameters(model: str, site: Site, parameters: Mapping[str, Any]) -> 
     for name, found in parameters.items():
         kind = dict(site.parameters).get(name, "its support")
         bad = np.asarray(found["violations"]) > 0
-        finite = bad & np.isfinite(np.asarray(found["value"]))
+        value = np.asarray(found["value"])
+        finite = bad & np.isfinite(value) & (value != 0)  # zero is underflow at a far point
         share = f"at {int(bad.sum())} of {len(bad)} trial points"
         head = f"Model `{model}`, {site}: parameter '{name}' of {site.distribution} "
         if "eigenvalue" in found:
@@ -205,6 +210,24 @@ def _index(flat: Any, shape: tuple[int, ...]) -> Any:
         return "()"
     index = tuple(int(i) for i in np.unravel_index(int(flat), shape))
     return index[0] if len(index) == 1 else index
+
+
+def _violated(report: Mapping[str, Any]) -> bool:
+    return any(
+        np.any(found["violations"])
+        for site in report.values()
+        for found in site["parameters"].values()
+    )
+
+
+@eqx.filter_jit
+def _prior_points(density: Density, count: int) -> Any:
+    """Positions drawn from the prior."""
+
+    def draw(key: Any) -> Any:
+        return density.unconstrain(density.latent(density.simulate(key)))
+
+    return jax.vmap(draw)(jax.random.split(jax.random.key(0), count))
 
 
 @eqx.filter_jit

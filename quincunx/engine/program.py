@@ -166,9 +166,7 @@ class _Recorder(Messenger):
     def process_message(self, msg: dict[str, Any]) -> None:
         name = msg.get("name")
         if msg["type"] == "plate":
-            size, subsample_size = msg["args"]
-            subsampled = subsample_size is not None and subsample_size < size
-            self._add(Plate(str(name), size, is_data=subsampled))
+            self._add(Plate(str(name), msg["args"][0], is_data=msg.get("subsampled", False)))
         elif msg["type"] == "subsample":
             for active in [entry for entry in _PYRO_STACK if isinstance(entry, numpyro_plate)]:
                 self._add(Plate(active.name, active.size, is_data=True))
@@ -246,12 +244,22 @@ def _dims(name: str, shape: tuple[int, ...], event_dim: int, message: Any) -> tu
     return tuple(dim or f"{name}_dim_{axis}" for axis, dim in enumerate(dims))
 
 
+def _holds(shape: tuple[int, ...], event_dim: int, message: Any) -> bool:
+    """Whether all plates around a value have an axis, if its last axes are event dimensions."""
+    batch = len(shape) - event_dim
+    axes = [(batch + frame.dim, frame.size) for frame in message.get("cond_indep_stack", ())]
+    return all(0 <= axis < batch and shape[axis] == size for axis, size in axes)
+
+
 def _site(name: str, message: dict[str, Any], recorder: _Recorder, offset: int) -> Site:
     value, location = message["value"], recorder.locations.get(name)
     shape, dtype = tuple(jnp.shape(value)), str(jnp.result_type(value))
     plates = tuple(frame.name for frame in message.get("cond_indep_stack", ()))
     if message["type"] == "deterministic":
-        dims = _dims(name, shape, 0, message)
+        fitting = [event for event in range(len(shape) + 1) if _holds(shape, event, message)]
+        frames = message.get("cond_indep_stack", ())
+        known = message if len(fitting) == 1 or not frames else {}
+        dims = _dims(name, shape, fitting[0] if len(fitting) == 1 else 0, known)
         return Site(name, "deterministic", "", "", shape, dtype, 0, dims, plates, location=location)
     fn = message["fn"]
     event_dim = fn.event_dim
@@ -293,7 +301,7 @@ def _fits(shape: tuple[int, ...], into: tuple[int, ...]) -> bool:
 
 def _check_shapes(model_name: str, site: Site, message: dict[str, Any]) -> None:
     """Refuse a site that was silently broadcast: against its observation, or against a plate."""
-    if site.role == "latent":
+    if site.role == "latent" and "_scan_current_index" not in message["infer"]:
         sizes = {frame.size: frame.name for frame in message.get("cond_indep_stack", ())}
         batch = zip(site.dims, site.shape[: len(site.shape) - site.event_dim], strict=False)
         for dim, size in batch:
@@ -302,7 +310,7 @@ def _check_shapes(model_name: str, site: Site, message: dict[str, Any]) -> None:
                 text += f"variable has shape {site.shape}: an argument of its distribution has a "
                 text += "trailing axis of length 1 and broadcasts silently. "
                 raise ModelError(text + "Drop that axis, e.g. `x.squeeze(-1)`.")
-    if site.role != "observed" or not site.shape:
+    if site.role != "observed":
         return
     batch = site.shape[: len(site.shape) - site.event_dim]
     fn_batch = tuple(message["fn"].batch_shape)
@@ -318,20 +326,24 @@ def _check_shapes(model_name: str, site: Site, message: dict[str, Any]) -> None:
 
 
 @functools.lru_cache(maxsize=128)
-def trace_program(model: Callable[..., Any], signature: arguments.Signature) -> Program:
+def trace_program(
+    model: Callable[..., Any], signature: arguments.Signature, read: tuple[Any, ...] = ()
+) -> Program:
     """Trace a model once, abstractly: no array is computed and nothing is compiled.
 
     Args:
         model: a Quincunx or NumPyro model.
         signature: the structure of its arguments.
+        read: what the model reads beside its arguments.
 
     Returns:
-        The program; the same object for the same model and structure.
+        The program; the same object for the same model, structure and surroundings.
 
     Raises:
         ModelError: the model cannot be traced, or its names or shapes do not fit; the message
             names the site and the line.
     """
+    del read
     name = str(getattr(model, "__name__", type(model).__name__))
     sites: list[Site] = []
     plates: dict[str, Plate] = {}

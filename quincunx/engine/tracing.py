@@ -33,7 +33,8 @@ class PlateRows(Messenger):
         """Give a plate its rows."""
         if msg["type"] != "plate":
             return
-        size = msg["args"][0]
+        size, subsample_size = msg["args"]
+        msg["subsampled"] = subsample_size is not None and subsample_size < size
         rows = self.rows.get(msg["name"])
         if rows is not None:
             msg["value"], msg["args"] = rows, (size, rows.shape[0])
@@ -131,7 +132,9 @@ class Substitution:
         if step is None:
             self.log_jacobians.append(log_jacobian)
         else:
-            numpyro.factor(f"_{site['name']}_log_jacobian", jnp.sum(log_jacobian))
+            extra = jnp.ndim(log_jacobian) - len(site["fn"].batch_shape)
+            axes = tuple(range(-extra, 0))
+            numpyro.factor(f"_{site['name']}_log_jacobian", jnp.sum(log_jacobian, axis=axes))
         return value
 
 
@@ -196,6 +199,15 @@ def log_prob(site: Mapping[str, Any]) -> Any:
         inside = fn.support(jax.lax.stop_gradient(value))
         terms = jnp.where(inside, terms, -jnp.inf)
     return terms
+
+
+def unmasked(site: Mapping[str, Any], value: Any) -> Any:
+    """A site's value or log probability, with NaN where a mask says that nothing was observed."""
+    value, mask = jnp.asarray(value), getattr(site["fn"], "_mask", None)
+    if mask is None or not jnp.issubdtype(value.dtype, jnp.floating):
+        return value
+    mask = jnp.asarray(mask, bool)
+    return jnp.where(mask.reshape(mask.shape + (1,) * (value.ndim - mask.ndim)), value, jnp.nan)
 
 
 def scaled_sum(site: Mapping[str, Any]) -> Any:

@@ -31,12 +31,14 @@ class Carry(eqx.Module):
         count: transitions completed since the start.
         gradients: gradient evaluations since the last completed transition that was kept.
         evaluations: log-density evaluations since then.
+        diverging: whether a transition diverged since then.
     """
 
     state: PyTree
     count: Array
     gradients: Array
     evaluations: Array
+    diverging: Array
 
 
 class Limits(NamedTuple):
@@ -76,11 +78,11 @@ class Block(NamedTuple):
 TOTALS = ("steps", "diverging", "gradients", "evaluations")
 
 
-def _stats(info: Info, gradients: Array, evaluations: Array) -> dict[str, Array]:
+def _stats(info: Info, gradients: Array, evaluations: Array, diverging: Array) -> dict[str, Array]:
     return {
         "lp": info.log_density,
         "acceptance_rate": info.acceptance,
-        "diverging": info.diverging,
+        "diverging": diverging,
         "step_size": info.step_size,
         "gradients": gradients,
         "evaluations": evaluations,
@@ -118,7 +120,8 @@ def _advance(
     def shapes(carry: Carry) -> tuple[dict, dict, Array]:
         state, info = step(carry.state, keys)
         values = constrain(positions(state))
-        return values, _stats(info, carry.gradients, carry.evaluations), info.step_size
+        stats = _stats(info, carry.gradients, carry.evaluations, carry.diverging)
+        return values, stats, info.step_size
 
     def empty(spec: Any) -> Array:
         return jnp.zeros((chains, capacity, *spec.shape[1:]), spec.dtype)
@@ -150,6 +153,7 @@ def _advance(
         state = jax.lax.cond(slowest < limits.num_warmup, adapt, lambda state: state, state)
         gradients = carry.gradients + info.gradients
         evaluations = carry.evaluations + info.evaluations
+        diverging = carry.diverging | (info.diverging & info.done)
         done = info.done & active
         past = carry.count + 1 - limits.origin
         kept = done & (past > 0) & (past % limits.thinning == 0)
@@ -161,13 +165,14 @@ def _advance(
             return buffer.at[jnp.arange(chains), slot].set(value, mode="drop")
 
         draws = jax.tree.map(store, draws, constrain(positions(state)))
-        stats = jax.tree.map(store, stats, _stats(info, gradients, evaluations))
+        stats = jax.tree.map(store, stats, _stats(info, gradients, evaluations, diverging))
         counted = kept | (done & (past <= 0))
         new = Carry(
             state,
             carry.count + done,
             jnp.where(counted, 0, gradients),
             jnp.where(counted, 0, evaluations),
+            diverging & ~counted,
         )
         if not method.lockstep:
             new = _where(active, new, carry)

@@ -19,9 +19,10 @@ from quincunx.engine.density import Density, compile
 from quincunx.engine.errors import ModelError, ModelWarning, QuincunxError
 from quincunx.inference.diagnostics.convergence import Convergence, convergence
 from quincunx.inference.diagnostics.verdict import Verdict, judge
-from quincunx.inference.method import Kind, Method
+from quincunx.inference.method import Kind, Method, as_key
 from quincunx.inference.output import build_tree, dataset
-from quincunx.inference.session import Session
+from quincunx.inference.session import Progress, Session
+from quincunx.inference.stopping import INTERRUPTED, interruptible
 from quincunx.inference.store import plain_strings
 
 _BATCH = 256
@@ -81,7 +82,10 @@ class Fit:
     def verdict(self) -> Verdict:
         """Whether the draws can be trusted, why not, and what to do."""
         stats = _arrays(self.tree["sample_stats"].to_dataset())
-        outcome = self.tree["posterior"].attrs.get("outcome", "")
+        attributes = self.tree["posterior"].attrs
+        outcome = attributes["outcome"]
+        if attributes["thinning"] > 1:
+            stats.pop("energy", None)  # E-BFMI is about successive transitions
         return judge(self.convergence, stats, self._free(), self.kind, outcome)
 
     def summary(self, **options: Any) -> pd.DataFrame:
@@ -116,15 +120,22 @@ class Fit:
         if not density.program.role("observed"):
             raise ModelError("The model observes nothing, so there is no log likelihood.")
         values = _map(_pointwise, density, (), self._latent_draws())
+        for name, terms in values.items():
+            if np.isnan(terms).all(axis=(0, 1)).any():
+                message = f"Some entries of '{name}' were not observed; their log likelihood is "
+                message += "NaN. Drop them before LOO, e.g. with `.dropna(dim)`."
+                warnings.warn(message, ModelWarning, stacklevel=2)
         return self._add("log_likelihood", density, values)
 
-    def predict(self, data: Mapping[str, Any] | None = None, key: int = 1) -> xr.Dataset:
+    def predict(
+        self, data: Mapping[str, Any] | None = None, key: int | jax.Array = 1
+    ) -> xr.Dataset:
         """Draws of the observed sites given the posterior.
 
         Args:
             data: arguments of the model that replace those of the fit; observed arguments that
                 it leaves out become `None`. Without it the fit's own data are used.
-            key: seed.
+            key: an integer seed or a JAX key.
 
         Returns:
             One variable for each observed site, and for new data each deterministic one; also
@@ -140,24 +151,26 @@ class Fit:
                 name: None if name in observed else value for name, value in density.data.items()
             }
             model = density.program.model
+            coords = density.labels.coords
             density, group = compile(model, {**arguments, **data}), "predictions"
+            density.labels.adopt(density.program.sites, coords)
         draws = self._latent_draws()
         _check_latent_shapes(density, draws)
-        keys = jax.random.split(jax.random.key(key), draws_shape(draws))
+        keys = jax.random.split(as_key(key), draws_shape(draws))
         names = tuple(site.name for site in self._model("predict").program.role("observed"))
         if data is not None:
             names += tuple(site.name for site in density.program.role("deterministic"))
         return self._add(group, density, _map(_predict, density, names, draws, keys))
 
-    def prior_predictive(self, num_samples: int = 500, key: int = 2) -> xr.Dataset:
+    def prior_predictive(self, num_samples: int = 500, key: int | jax.Array = 2) -> xr.Dataset:
         """Draws of all sites from the prior, as groups `prior` and `prior_predictive`.
 
         Args:
             num_samples: number of draws.
-            key: seed.
+            key: an integer seed or a JAX key.
         """
         density = self._model("prior_predictive")
-        keys = jax.random.split(jax.random.key(key), (1, num_samples))
+        keys = jax.random.split(as_key(key), (1, num_samples))
         drawn = _map(_simulate, density, (), keys)
         observed = {site.name for site in density.program.role("observed")}
         prior = {name: value for name, value in drawn.items() if name not in observed}
@@ -185,10 +198,12 @@ class Fit:
             )
             raise QuincunxError(message)
         session = self._session.copy()
-        if session.done >= session.plan._replace(num_samples=num_samples).total:
-            raise QuincunxError(f"The chains have {session.plan.num_samples} draws already.")
         session.plan = session.plan._replace(num_samples=num_samples)
-        session.run(lambda progress: None)
+        if session.done >= session.plan.total:
+            drawn = self.posterior.sizes["draw"]
+            raise QuincunxError(f"The chains have {drawn} draws already; ask for more.")
+        with interruptible() as interrupted:
+            session.run(_silent, stop=lambda: INTERRUPTED if interrupted() else None)
         return Fit.of(session)
 
     def save(self, path: str | Path) -> None:
@@ -223,13 +238,9 @@ class Fit:
         return {site.name: self.posterior[site.name].values for site in density.program.latents}
 
     def _free(self) -> np.ndarray:
-        """Which scalar parameters must vary: not those that are the same by construction."""
-        found = self.convergence
-        if self.density is None:
-            return ~found.constant
-        fixed = {site.name for site in self.density.program.role("deterministic")}
-        by_design = np.array([name.split("[")[0] in fixed for name in found.names])
-        return ~(by_design & found.constant)
+        """Which scalar parameters must vary: deterministic ones may rightly be constant."""
+        fixed = set(json.loads(self.tree["posterior"].attrs["deterministic"]))
+        return np.array([name.split("[")[0] not in fixed for name in self.convergence.names])
 
     def _add(self, group: str, density: Density, values: Mapping[str, Any]) -> xr.Dataset:
         added = dataset(density, values)
@@ -280,8 +291,20 @@ def load(
     attributes = tree["posterior"].attrs if "posterior" in tree.children else {}
     if attributes.get("inference_library") != "quincunx":
         raise QuincunxError(f"'{path}' was not written by `Fit.save`.")
+    if model is None and (data is not None or coords is not None):
+        raise QuincunxError("`data` and `coords` are of use with the `model` only; pass it too.")
     density = None if model is None else compile(model, data, coords)
+    if density is not None:
+        posterior = tree["posterior"]
+        for site in density.program.latents:
+            if site.name not in posterior or posterior[site.name].shape[2:] != site.shape:
+                message = f"'{path}' does not hold {site} of shape {site.shape}: "
+                raise QuincunxError(message + "it is a fit of another model, or of other data.")
     return Fit(tree, method=None, costs=json.loads(attributes["costs"]), density=density)
+
+
+def _silent(progress: Progress) -> None:
+    del progress
 
 
 def draws_shape(draws: Mapping[str, Any]) -> tuple[int, int]:

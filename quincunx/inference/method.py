@@ -8,6 +8,9 @@ import enum
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
 from quincunx.engine.density import Density
@@ -141,3 +144,14 @@ def one_of(name: str, value: Any, valid: tuple[str, ...], method: str) -> None:
     """Refuse a setting that is not one of the valid words."""
     if value not in valid:
         raise MethodError(unknown(name, str(value), valid, f" of `{method}`"))
+
+
+def as_key(key: Any) -> Array:
+    """A typed JAX key from an integer seed, a typed key or an old-style one."""
+    if isinstance(key, jax.Array) and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    if isinstance(key, (jax.Array, np.ndarray)) and key.ndim == 1 and key.dtype == np.uint32:
+        return jax.random.wrap_key_data(jnp.asarray(key))
+    if isinstance(key, bool) or not hasattr(key, "__index__"):
+        raise MethodError(f"`key` must be an integer or a JAX key, not {key!r}.")
+    return jax.random.key(int(key))

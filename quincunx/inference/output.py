@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,6 +49,7 @@ def versions() -> dict[str, str]:
 def provenance(session: Session, costs: Mapping[str, Any]) -> dict[str, Any]:
     """What is needed to know where draws are from and to make them again."""
     method, key = session.method, session.key
+    deterministic = session.density.program.role("deterministic")
     return {
         "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "inference_library": "quincunx",
@@ -62,6 +64,8 @@ def provenance(session: Session, costs: Mapping[str, Any]) -> dict[str, Any]:
         "precision": str(np.dtype(jax.dtypes.canonicalize_dtype(float))),
         "chain_method": session.layout,
         "outcome": session.outcome or "",
+        "thinning": session.plan.thinning,
+        "deterministic": json.dumps([site.name for site in deterministic]),
         "costs": json.dumps(dict(costs)),
     }
 
@@ -71,9 +75,14 @@ def dims_of(density: Density, names: Sequence[str]) -> dict[str, list[str]]:
     return {name: density.labels.dims[name] for name in names if name in density.labels.dims}
 
 
+def _fitting(dims: Mapping[str, Sequence[str]], draws: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Without event dims where the values, such as log probabilities, have none."""
+    return {name: list(dims[name])[: np.ndim(draws[name]) - 2] for name in dims}
+
+
 def dataset(density: Density, draws: Mapping[str, Any]) -> xr.Dataset:
     """One group of draws as a labelled dataset."""
-    dims = dims_of(density, list(draws))
+    dims = _fitting(dims_of(density, list(draws)), draws)
     coords = _used(density.labels.coords, dims)
     tree = arviz_base.from_dict({"posterior": dict(draws)}, dims=dims, coords=coords)
     return tree["posterior"].to_dataset()
@@ -99,17 +108,20 @@ def _constants(density: Density) -> tuple[dict[str, Any], dict[str, list[str]]]:
     observed = {site.argument for site in program.role("observed")}
     leaves = dict(zip(signature.array_names, density.leaves, strict=True))
     plates = {name: plate.name for plate in program.data_plates for name in plate.arrays}
+    taken = {dim for site in program.sites for dim in site.dims}
+    taken |= {site.name for site in program.sites}
     values, dims = {}, {}
     for name, constant in zip(signature.names, signature.constants, strict=True):
         if name in observed:
             continue
+        label = f"{name}_data" if name in taken else name
         if name in leaves:
-            values[name] = np.asarray(leaves[name])
+            values[label] = np.asarray(leaves[name])
             if name in plates:
-                rest = range(1, values[name].ndim)
-                dims[name] = [plates[name], *(f"{name}_dim_{axis}" for axis in rest)]
+                rest = range(1, values[label].ndim)
+                dims[label] = [plates[name], *(f"{label}_dim_{axis}" for axis in rest)]
         elif isinstance(constant, (bool, int, float)):
-            values[name] = np.asarray(constant)
+            values[label] = np.asarray(constant)
     return values, dims
 
 
@@ -131,7 +143,9 @@ def build_tree(session: Session) -> tuple[xr.DataTree, dict[str, int | float]]:
         groups["constant_data"] = constants
     dims = dims_of(density, list(density.labels.dims)) | constant_dims
     coords = _used(density.labels.coords, dims)
-    tree = arviz_base.from_dict(groups, dims=dims, coords=coords, save_warmup=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Found chain dimension to be longer")
+        tree = arviz_base.from_dict(groups, dims=dims, coords=coords, save_warmup=True)
     attributes = provenance(session, costs)
     if isinstance(sink, ZarrStore):
         others = {name: node.to_dataset() for name, node in tree.children.items()}

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
@@ -21,12 +20,12 @@ from quincunx.engine.preflight import preflight
 from quincunx.inference import registry
 from quincunx.inference.checkpoint import Checkpoint, CheckpointError, identity
 from quincunx.inference.fit import Fit
-from quincunx.inference.method import Kernel, Method
+from quincunx.inference.method import Kernel, Method, as_key
 from quincunx.inference.progress import Report, reporting
 from quincunx.inference.session import Group, Plan, Session
 from quincunx.inference.sinks import Memory
 from quincunx.inference.start import begin, check_start, given_values
-from quincunx.inference.stopping import Until, Watch, interruptible
+from quincunx.inference.stopping import INTERRUPTED, Until, Watch, interruptible
 from quincunx.inference.store import StoreError, ZarrStore
 
 
@@ -102,7 +101,7 @@ def infer(
         keep_warmup,
     )
     num_chains = _count("num_chains", num_chains, 1)
-    key = _key(key)
+    key = as_key(key)
     clock = time.perf_counter()
     density = compile(model, data, coords)
     registry.require(method, density.program.name, density)
@@ -176,7 +175,7 @@ def _run(session: Session, report: Report, saver: Checkpoint | None, until: Unti
 
         def stop() -> str | None:
             if interrupted():
-                return "it was interrupted"
+                return INTERRUPTED
             return watch and watch.reached(session.sink, session.sample_seconds)
 
         session.run(report, save=save, stop=stop)
@@ -201,16 +200,6 @@ def _count(name: str, value: Any, least: int) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < least:
         raise MethodError(f"`{name}` must be an integer of at least {least}, not {value!r}.")
     return int(value)
-
-
-def _key(key: Any) -> Array:
-    if isinstance(key, jax.Array) and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
-        return key
-    if isinstance(key, (jax.Array, np.ndarray)) and key.ndim == 1 and key.dtype == np.uint32:
-        return jax.random.wrap_key_data(jnp.asarray(key))
-    if isinstance(key, bool) or not hasattr(key, "__index__"):
-        raise MethodError(f"`key` must be an integer or a JAX key, not {key!r}.")
-    return jax.random.key(int(key))
 
 
 def _layout(

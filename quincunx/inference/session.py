@@ -246,7 +246,7 @@ class Session:
         while not self.finished and self.outcome is None:
             try:
                 report(self.advance())
-                self.outcome = save() or stop()
+                self.outcome = save() or (None if self.finished else stop())
             except OSError as error:
                 self.outcome = f"draws could not be written ({error.strerror})"
 

@@ -51,6 +51,8 @@ def given_values(density: Density, init: Any, num_chains: int) -> tuple[str, dic
         if name not in latents:
             raise ModelError(unknown("latent site", name, latents, " in `init`"))
         array, shape = np.asarray(value), latents[name].shape
+        if array.dtype.kind not in "biuf":
+            raise ModelError(f"`init['{name}']` must be numbers, not {value!r}.")
         if array.shape == shape:
             array = np.broadcast_to(array, (num_chains, *shape))
         if array.shape != (num_chains, *shape):
@@ -80,7 +82,7 @@ def begin(
     find = functools.partial(_find, method, strategy, density)
     state, found, position = jax.vmap(find)(start_keys, given)
     zero = jnp.zeros(chains.shape[0], jnp.int32)
-    return Carry(state, zero, zero, zero), step_keys, found, position
+    return Carry(state, zero, zero, zero, zero > 0), step_keys, found, position
 
 
 def _find(

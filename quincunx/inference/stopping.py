@@ -18,6 +18,7 @@ from quincunx.inference.sinks import Memory
 from quincunx.inference.store import ZarrStore
 
 _GROWTH = 1.25
+INTERRUPTED = "it was interrupted"
 
 
 @dataclass(frozen=True)

@@ -317,3 +317,81 @@ def test_bare_log_density_with_supports():
     assert qx.compile(qx.from_log_density(jnp.sum, np.zeros(3))).labels.dims == {"x": ["x_dim_0"]}
     with pytest.raises(qx.ModelError, match="Unknown variable 'd'"):
         qx.from_log_density(log_density, example, {"d": dist.constraints.positive})
+
+
+def test_scan_with_a_plate_inside_the_step():
+    def model(y):
+        def step(carry, t):
+            with numpyro.plate("p", 3):
+                scale = numpyro.sample("scale", dist.HalfNormal(1.0))
+                numpyro.sample("y", dist.Normal(0.0, scale), obs=t)
+            return carry, None
+
+        scan(step, jnp.zeros(()), y)
+
+    for length in (2, 3, 4):
+        y = np.linspace(-1, 1, 3 * length).reshape(length, 3)
+        density = qx.compile(model, {"y": y})
+        z = jnp.linspace(-0.5, 0.5, density.dim)
+        scale = np.exp(np.asarray(z)).reshape(length, 3)
+        expected = stats.halfnorm.logpdf(scale) + np.asarray(z).reshape(length, 3)
+        expected = expected + stats.norm.logpdf(y, 0.0, scale)
+        np.testing.assert_allclose(density.log_density(z), expected.sum())
+
+
+def test_a_changed_global_or_closure_is_seen():
+    def build(scale):
+        def model(y):
+            a = qx.sample("a", dist.Normal(0, scale["sd"]))
+            qx.sample("y", dist.Normal(a, 1), obs=y)
+
+        return model
+
+    settings = {"sd": 1.0}
+    model, z = build(settings), jnp.array([0.5])
+    first = qx.compile(model, {"y": 1.0}).log_prior(z)
+    settings["sd"] = 3.0
+    second = qx.compile(model, {"y": 1.0})
+    np.testing.assert_allclose(first, stats.norm.logpdf(0.5, 0, 1))
+    np.testing.assert_allclose(second.log_prior(z), stats.norm.logpdf(0.5, 0, 3))
+    assert qx.compile(model, {"y": 1.0}).program is second.program
+
+
+def test_dims_of_deterministic_values():
+    def model(items):
+        with qx.plate("item", items):
+            a = qx.sample("a", dist.Dirichlet(jnp.ones(3)), dims=["category"])
+            qx.deterministic("log_a", jnp.log(a))
+
+    with jax.numpy_rank_promotion("allow"):
+        four = qx.compile(model, {"items": 4}).labels.dims
+        ambiguous = qx.compile(model, {"items": 3}).labels.dims
+    assert four["a"] == ["item", "category"]
+    assert four["log_a"] == ["item", "log_a_dim_1"]
+    assert ambiguous["log_a"] == ["log_a_dim_0", "log_a_dim_1"]
+
+
+def test_subsampled_numpyro_plate_by_index():
+    def model(x):
+        mu = numpyro.sample("mu", dist.Normal(0, 1))
+        with numpyro.plate("N", 6, subsample_size=2) as rows:
+            numpyro.sample("y", dist.Normal(mu, 1), obs=x[rows])
+
+    density = qx.compile(model, {"x": np.arange(6.0)})
+    assert [plate.name for plate in density.structure.data_plates] == ["N"]
+    z = jnp.array([0.2])
+    by_hand = 3 * stats.norm.logpdf([1.0, 4.0], 0.2).sum()
+    np.testing.assert_allclose(density.log_likelihood(z, jnp.array([1, 4])), by_hand)
+    whole = stats.norm.logpdf(np.arange(6.0), 0.2).sum()
+    np.testing.assert_allclose(density.log_likelihood(z), whole)
+
+
+def test_rows_beyond_the_plate_are_refused():
+    density = qx.compile(*MINIBATCH["quincunx"])
+    z = jnp.zeros(3)
+    with pytest.raises(qx.ModelError, match=r"must lie in 0 \.\.\. 5"):
+        density.log_likelihood(z, jnp.array([7]))
+    with pytest.raises(qx.ModelError, match="one index or more"):
+        density.log_likelihood(z, jnp.zeros(0, int))
+    from_list = density.log_likelihood(z, [0, 3])
+    np.testing.assert_allclose(from_list, density.log_likelihood(z, jnp.array([0, 3])))

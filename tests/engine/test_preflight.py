@@ -138,6 +138,33 @@ def test_unconstrained_latent_scale():
     check(message, "site 'y'", "parameter 'scale' of Normal", "Positive", "HalfNormal", "points")
 
 
+def test_scale_whose_prior_keeps_it_positive_is_no_fault():
+    def model(x, y):
+        far = qx.sample("far", dist.Normal(10, 1))
+        slope = qx.sample("slope", dist.Normal(0, 1))
+        qx.sample("y", dist.Normal(0, far).expand([2]), obs=y)
+        qx.sample("t", dist.Normal(0, jnp.exp(slope * x)), obs=y)
+
+    preflight(qx.compile(model, {"x": np.array([900.0, 1500.0]), "y": np.ones(2)}))
+
+
+def test_scalar_observation_of_many_variables():
+    def model():
+        a = qx.sample("a", dist.Normal(0, 1))
+        with qx.plate("n", 20):
+            qx.sample("y", dist.Normal(a, 1), obs=0.3)
+
+    check(refusal(model), "site 'y'", "(20,)", "()", "Reshape")
+
+
+def test_dimension_names_that_are_taken():
+    def model():
+        with qx.plate("draw", 3):
+            qx.sample("a", dist.Normal(0, 1))
+
+    check(refusal(model), "site 'a'", "'draw'", "Rename")
+
+
 def test_negative_scale_in_data():
     def model(sigma, y):
         mu = qx.sample("mu", dist.Normal(0, 1))

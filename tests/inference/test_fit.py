@@ -167,6 +167,42 @@ def test_one_chain_is_suspect_for_being_one():
     assert fit.verdict.reasons == ("One chain cannot show whether chains agree.",)
 
 
+def test_log_likelihood_of_vector_observations(rng):
+    def model(y):
+        mu = qx.sample("mu", dist.Normal(0, 1).expand([2]).to_event(1))
+        with qx.plate("row", y) as t:
+            qx.sample("y", dist.MultivariateNormal(mu, np.eye(2)), obs=t, dims=["axis"])
+
+    y = rng.normal(size=(12, 2))
+    with jax.numpy_rank_promotion("allow"):
+        fit = qx.infer(model, {"y": y}, num_warmup=100, num_samples=200, progress=False)
+        assert fit.log_likelihood()["y"].dims == ("chain", "draw", "row")
+    assert np.isfinite(arviz_stats.loo(fit.tree).elpd)
+    assert fit.tree["observed_data"]["y"].dims == ("row", "axis")
+
+
+def test_constants_named_like_a_plate_are_kept():
+    def model(county, y):
+        with qx.plate("county", 2):
+            level = qx.sample("level", dist.Normal(0, 1))
+        with qx.plate("row", county, y) as (c, t):
+            qx.sample("y", dist.Normal(level[c], 1), obs=t)
+
+    data = {"county": np.array([0, 1, 1]), "y": np.zeros(3)}
+    fit = qx.infer(model, data, num_warmup=50, num_samples=50, progress=False)
+    np.testing.assert_array_equal(fit.tree["constant_data"]["county_data"], data["county"])
+    assert fit.tree["constant_data"]["county_data"].dims == ("row",)
+    assert fit.posterior["level"].dims[-1] == "county"
+
+
+def test_a_fit_of_another_model_is_not_loaded(schools, tmp_path):
+    schools.save(tmp_path / "fit.nc")
+    with pytest.raises(qx.QuincunxError, match="does not hold site 'mu'|another model"):
+        qx.load(tmp_path / "fit.nc", logistic, {"X": np.zeros((3, 2)), "y": np.zeros(3, int)})
+    with pytest.raises(qx.QuincunxError, match="pass it too"):
+        qx.load(tmp_path / "fit.nc", data=SCHOOLS)
+
+
 def test_derived_observations_are_in_the_tree():
     def model(y):
         mu = qx.sample("mu", dist.Normal(0, 1))

@@ -128,6 +128,41 @@ def test_funnel_in_its_centred_form_is_not_ok():
     assert fit.verdict.status != "ok"
 
 
+def test_a_loaded_stuck_fit_is_still_failed(tmp_path):
+    fit = qx.infer(
+        lambda: qx.sample("a", dist.Normal(0, 1)),
+        method=qx.NUTS(step_size=1e8),
+        num_warmup=0,
+        num_samples=50,
+        progress=False,
+    )
+    fit.tree["sample_stats"]["diverging"][:] = False
+    fit.save(tmp_path / "fit.nc")
+    loaded = qx.load(tmp_path / "fit.nc").verdict
+    assert loaded.status == "failed"
+    assert "never moved" in loaded.reasons[0]
+
+
+def test_a_rare_event_is_no_fault():
+    def model():
+        a = qx.sample("a", dist.Normal(0, 1))
+        qx.deterministic("big", a > 3.5)
+
+    fit = qx.infer(model, num_samples=1000, progress=False)
+    assert fit.verdict.status == "ok", fit.verdict
+
+
+def test_thinning_hides_no_divergence():
+    def funnel():
+        v = qx.sample("v", dist.Normal(0, 3))
+        qx.sample("x", dist.Normal(0, jnp.exp(v / 2)).expand([9]).to_event(1))
+
+    fit = qx.infer(funnel, num_warmup=200, num_samples=50, thinning=10, progress=False)
+    happened = sum(g.totals["posterior"]["diverging"].sum() for g in fit._session.groups)
+    seen = int(fit.tree["sample_stats"]["diverging"].sum())
+    assert 0 < happened / 10 <= seen <= happened
+
+
 def test_a_constant_deterministic_is_no_fault():
     def model():
         a = qx.sample("a", dist.Normal(0, 1))

@@ -92,13 +92,16 @@ class NUTS(Kernel):
 
     def __check_init__(self) -> None:
         """Refuse impossible settings."""
-        if not 0 < self.target_accept < 1:
+        positive("target_accept", self.target_accept, "NUTS")
+        if not self.target_accept < 1:
             message = f"`NUTS(target_accept={self.target_accept})` must lie between 0 and 1."
             raise MethodError(message)
         one_of("mass_matrix", self.mass_matrix, tuple(_RECIPES), "NUTS")
         positive("step_size", self.step_size, "NUTS")
         positive("divergence_threshold", self.divergence_threshold, "NUTS")
         positive("max_tree_depth", self.max_tree_depth, "NUTS")
+        if not isinstance(self.max_tree_depth, int):
+            raise MethodError(f"`NUTS(max_tree_depth={self.max_tree_depth})` must be an integer.")
 
     def init(self, density: Density, position: Array, key: Array) -> State:
         """The state at a position: unit mass matrix, first step size."""
