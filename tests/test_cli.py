@@ -184,6 +184,14 @@ def test_a_run_stops_early(folder, capsys, words, outcome):
     assert f"The run stopped early: {outcome}" in capsys.readouterr().out
 
 
+def test_draws_are_stored_while_sampling(folder, capsys):
+    words = ["infer", "eight_schools", *SHORT, "--store"]
+    assert main([*words, "draws.zarr"]) == 0
+    assert qx.load(folder / "draws.zarr").posterior.sizes["draw"] == 200
+    assert "something at 'draws.zarr' already" in error(capsys, *words, "draws.zarr")
+    assert "must end in `.zarr`" in error(capsys, *words, "draws.nc")
+
+
 def test_explain(folder, capsys):
     assert main(["explain", "lines.py:line", "--data", "data.json"]) == 0
     text = capsys.readouterr().out

@@ -84,6 +84,10 @@ def infer(
         Path | None,
         typer.Option(metavar="DIR", help="Save the run here as it goes on.", show_default=False),
     ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Write draws here (.zarr) while sampling."),
+    ] = None,
     until_ess: Annotated[
         float | None,
         typer.Option(metavar="N", help="Stop at this effective sample size.", show_default=False),
@@ -126,6 +130,7 @@ def infer(
             key=key,
             thinning=thinning,
             chain_method=chain_method.value,
+            store=store,
             checkpoint=checkpoint,
             resume=resume,
             until=until,

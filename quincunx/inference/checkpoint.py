@@ -53,6 +53,7 @@ class Checkpoint:
         self._segments: list[dict[str, Any]] = []
         self._written = time.monotonic()
         self._warm = False
+        self._whole: bytes | None = None  # the manifest of the last checkpoint known to be whole
 
     @property
     def exists(self) -> bool:
@@ -111,10 +112,10 @@ class Checkpoint:
         }
         body = json.dumps(manifest, sort_keys=True)
         sealed = json.dumps({"sha256": _digest(body.encode()), "body": body}).encode()
-        current = self.folder / _MANIFEST
-        if current.exists():
-            _write(self.folder / _PREVIOUS, current.read_bytes())
-        _write(current, sealed)
+        if self._whole is not None:
+            _write(self.folder / _PREVIOUS, self._whole)
+        _write(self.folder / _MANIFEST, sealed)
+        self._whole = sealed
         self._segments, self._saved_blocks = segments, self._saved_blocks + len(blocks)
         self._written = time.monotonic()
         self._sweep()
@@ -143,6 +144,7 @@ class Checkpoint:
             self._number = max(manifest["number"], self._newest())
             self._segments, self._saved_blocks = manifest["segments"], len(saved)
             self._warm = session.done >= session.plan.num_warmup
+            self._whole = (self.folder / name).read_bytes()
             return
         message = f"No whole checkpoint is left in '{self.folder}': {'; '.join(reasons)}. "
         raise CheckpointError(message + "Nothing was changed; start again in another folder.")
@@ -180,7 +182,7 @@ class Checkpoint:
         return max(numbers, default=0)
 
     def _sweep(self) -> None:
-        """Remove state files that neither manifest names."""
+        """Remove files that neither manifest names, and what killed processes left half written."""
         named = set()
         for name in (_MANIFEST, _PREVIOUS):
             try:
@@ -188,9 +190,9 @@ class Checkpoint:
             except _Damaged:
                 continue
             named |= {entry["file"] for entry in (manifest["state"], *manifest["segments"])}
-        for path in self.folder.glob("*-*.npz"):
-            if path.name not in named:
-                path.unlink(missing_ok=True)
+        left = [path for path in self.folder.glob("*-*.npz") if path.name not in named]
+        for path in (*left, *self.folder.glob(".*.npz.*"), *self.folder.glob(".manifest*.json.*")):
+            path.unlink(missing_ok=True)
 
 
 class _Damaged(Exception):

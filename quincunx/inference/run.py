@@ -155,8 +155,6 @@ def _run(session: Session, report: Report, saver: Checkpoint | None, until: Unti
         if session.done > session.plan.total:
             message = f"The checkpoint in '{saver.folder}' is beyond `num_samples`; ask for more."
             raise CheckpointError(message)
-    if isinstance(session.sink, ZarrStore) and not resumed:
-        session.sink.create()
     watch = None if until is None else Watch(until)
 
     def write() -> str | None:
@@ -168,6 +166,10 @@ def _run(session: Session, report: Report, saver: Checkpoint | None, until: Unti
             return f"no checkpoint could be written to '{saver.folder}' ({error.strerror})"
         return None
 
+    if isinstance(session.sink, ZarrStore) and not resumed:
+        session.sink.check()
+        session.outcome = write()  # so that a run killed from here on is resumed with its store
+        session.sink.create()
     with interruptible() as interrupted:
 
         def save() -> str | None:

@@ -64,15 +64,22 @@ class ZarrStore:
         self._pending: dict[tuple[str, int], list[tuple[Draws, Draws]]] = {}
         self._arrays: dict[str, dict[str, Any]] = {}
 
-    def create(self) -> None:
-        """Make the store.
+    def check(self) -> None:
+        """Refuse a path where there is something already.
 
         Raises:
-            StoreError: there is something at the path, or it cannot be written to.
+            StoreError: there is.
         """
         if self.path.exists():
             message = f"There is something at '{self.path}' already. "
             raise StoreError(message + "Remove it, or name another store.")
+
+    def create(self) -> None:
+        """Make the store.
+
+        Raises:
+            StoreError: it cannot be written to.
+        """
         try:
             zarr.create_group(str(self.path))
         except OSError as error:
@@ -119,6 +126,8 @@ class ZarrStore:
     def restore(self, position: Mapping[str, list[int]], blocks: Sequence[Block]) -> None:
         """Go on after the first draws that a checkpoint counts; later ones are written anew."""
         del blocks
+        if not self.path.exists():
+            self.create()
         self.stored = {phase: list(position[phase]) for phase in self.phases}
         root = zarr.open_group(str(self.path), mode="r+")
         for phase in self.phases:

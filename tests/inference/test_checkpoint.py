@@ -189,6 +189,28 @@ def test_damaged_files_are_refused_or_the_previous_checkpoint_serves(tmp_path):
     assert outcomes.count(None) > 5
 
 
+def test_damage_and_then_a_kill_leave_the_older_checkpoint(tmp_path, monkeypatch, whole):
+    """After falling back, the checkpoint that served is not replaced by the damaged one."""
+    broken_off(tmp_path, qx.NUTS(), 90)
+    newest = max(tmp_path.glob("state-*.npz"))
+    newest.write_bytes(b"")
+    original = module._write
+
+    def killed_before_the_manifest(path, data):
+        if path.name == "manifest.json":
+            raise Killed
+        original(path, data)
+
+    monkeypatch.setattr(module, "_write", killed_before_the_manifest)
+    again = {"checkpoint": qx.Checkpoint(tmp_path, every=0.0), "resume": True}
+    with pytest.raises(Killed):
+        qx.infer(conjugate, Y, qx.NUTS(), **again, **RUN)
+    monkeypatch.setattr(module, "_write", original)
+    (tmp_path / ".state-000099.npz.1").write_bytes(b"left by a killed process")
+    same(qx.infer(conjugate, Y, checkpoint=tmp_path, resume=True, **RUN), whole["nuts"])
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")

@@ -62,6 +62,19 @@ def test_a_resumed_run_goes_on_in_its_store(tmp_path):
         qx.infer(conjugate, Y, checkpoint=folder, resume=True, **RUN)
 
 
+def test_a_run_killed_at_its_start_goes_on_in_its_store(tmp_path, monkeypatch):
+    def killed(self):
+        raise KeyboardInterrupt
+
+    path, folder = tmp_path / "draws.zarr", tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(module.ZarrStore, "create", killed)
+        with pytest.raises(KeyboardInterrupt):
+            qx.infer(conjugate, Y, store=path, checkpoint=folder, **RUN)
+    fit = qx.infer(conjugate, Y, store=path, checkpoint=folder, resume=True, **RUN)
+    xr.testing.assert_equal(fit.posterior, qx.infer(conjugate, Y, **RUN).posterior)
+
+
 def test_a_store_is_never_overwritten(tmp_path):
     (tmp_path / "draws.zarr").mkdir()
     with pytest.raises(qx.StoreError, match="something at .* already"):
