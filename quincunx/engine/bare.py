@@ -54,16 +54,17 @@ def _flat(support: Any, shape: tuple[int, ...]) -> ImproperUniform:
     return ImproperUniform(support, shape[:cut], shape[cut:])
 
 
+def _label(path: Any) -> str:
+    """A variable's name from its place in a pytree: `b_c` for `example["b"]["c"]`."""
+    keys = [getattr(key, "key", getattr(key, "name", getattr(key, "idx", None))) for key in path]
+    return "_".join(str(key) for key in keys)
+
+
 def _names(example: Any) -> tuple[list[str], list[Any], Any]:
     paths, treedef = jax.tree_util.tree_flatten_with_path(example)
     if len(paths) == 1 and not paths[0][0]:
         return ["x"], [paths[0][1]], treedef
-    names = []
-    for path, _ in paths:
-        keys = [
-            getattr(key, "key", getattr(key, "name", getattr(key, "idx", None))) for key in path
-        ]
-        names.append("_".join(str(key) for key in keys))
+    names = [_label(path) for path, _ in paths]
     return names, [leaf for _, leaf in paths], treedef
 
 
@@ -106,8 +107,7 @@ def from_log_density(fn: Callable[..., Any], example: Any, supports: Any = None)
         is_support = lambda entry: entry is None or isinstance(entry, constraints.Constraint)  # noqa: E731
         paths = jax.tree_util.tree_flatten_with_path(supports, is_leaf=is_support)[0]
         for path, support in paths:
-            keys = [getattr(k, "key", getattr(k, "name", getattr(k, "idx", None))) for k in path]
-            name = "_".join(str(key) for key in keys)
+            name = _label(path)
             if name not in chosen:
                 raise ModelError(unknown("variable", name, names, " in `supports`"))
             if support is not None and not isinstance(support, constraints.Constraint):

@@ -168,7 +168,7 @@ def _run(session: Session, report: Report, saver: Checkpoint | None, until: Unti
 
     if isinstance(session.sink, ZarrStore) and not resumed:
         session.sink.check()
-        session.outcome = write()  # so that a run killed from here on is resumed with its store
+        write()  # so that a run killed from here on is resumed with its store
         session.sink.create()
     with interruptible() as interrupted:
 
