@@ -38,7 +38,7 @@ class RandomWalk(qx.Kernel):
     def schedule(self, num_warmup):  # noqa: D102
         return (jnp.arange(num_warmup) + 1.0) ** -0.6  # gains, one for each warm-up step
 
-    def adapt(self, density, states, infos, stage):
+    def adapt(self, density, states, infos, stage, pool):
         """Robbins and Monro: log s moves by the gain times the excess acceptance."""
         change = stage * (infos.acceptance - self.target_accept)
         return states | {"scale": states["scale"] * jnp.exp(change)}

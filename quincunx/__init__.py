@@ -19,11 +19,15 @@ from quincunx.engine import sample as sample
 from quincunx.inference import NUTS as NUTS
 from quincunx.inference import Checkpoint as Checkpoint
 from quincunx.inference import CheckpointError as CheckpointError
+from quincunx.inference import EllipticalSlice as EllipticalSlice
 from quincunx.inference import Fit as Fit
+from quincunx.inference import HitAndRunSlice as HitAndRunSlice
 from quincunx.inference import Info as Info
 from quincunx.inference import Kernel as Kernel
 from quincunx.inference import Kind as Kind
+from quincunx.inference import Machine as Machine
 from quincunx.inference import Method as Method
+from quincunx.inference import PolarSlice as PolarSlice
 from quincunx.inference import Progress as Progress
 from quincunx.inference import StoreError as StoreError
 from quincunx.inference import Until as Until

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -68,7 +69,32 @@ def _names(example: Any) -> tuple[list[str], list[Any], Any]:
     return names, [leaf for _, leaf in paths], treedef
 
 
-def from_log_density(fn: Callable[..., Any], example: Any, supports: Any = None) -> BareModel:
+def _called_back(fn: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """A traceable function that calls `fn` on NumPy arrays, for one chain at a time."""
+
+    @functools.wraps(fn)
+    def call(values: Any, **data: Any) -> Any:
+        dtype = jax.dtypes.canonicalize_dtype(float)
+        fixed = {key: value for key, value in data.items() if isinstance(value, str)}
+        arrays = {key: value for key, value in data.items() if key not in fixed}
+
+        def host(values: Any, arrays: Any) -> np.ndarray:
+            plain, given = jax.tree.map(np.asarray, (values, arrays))
+            found = np.asarray(fn(plain, **given, **fixed))
+            if found.size != 1:
+                message = f"The log density `{name}` must be a scalar, got shape {found.shape}."
+                raise ModelError(message)
+            return found.reshape(()).astype(dtype)
+
+        spec = jax.ShapeDtypeStruct((), dtype)
+        return jax.pure_callback(host, spec, values, arrays, vmap_method="sequential")
+
+    return call
+
+
+def from_log_density(
+    fn: Callable[..., Any], example: Any, supports: Any = None, *, black_box: bool = False
+) -> BareModel:
     """Use a bare log density as a model.
 
     Args:
@@ -78,6 +104,10 @@ def from_log_density(fn: Callable[..., Any], example: Any, supports: Any = None)
             array is called `x`.
         supports: NumPyro constraints, in the structure of `example` or by variable name;
             variables without one are real.
+        black_box: whether `fn` is plain Python that JAX cannot trace, such as a simulator: it is
+            then called on NumPy arrays, once for each evaluation, and must give the same value
+            for the same arguments. It has no gradient; `quincunx.applicable` tells which methods
+            can run.
 
     Returns:
         What `infer`, `compile` and `explain` take in a model's place.
@@ -93,6 +123,8 @@ def from_log_density(fn: Callable[..., Any], example: Any, supports: Any = None)
         qx.infer(qx.from_log_density(log_density, np.zeros(10)))
         ```
     """
+    name = getattr(fn, "__name__", "log_density")
+    fn = _called_back(fn, name) if black_box else fn
     names, leaves, treedef = _names(example)
     if len(set(names)) != len(names):
         raise ModelError(f"`example` gives two variables the same name: {sorted(names)}.")

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray
-from numpyro.distributions import biject_to
 
 from quincunx.engine import arguments, tracing
 from quincunx.engine.errors import ModelError, listing, unknown
@@ -25,11 +24,11 @@ Rows = Any
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
-def _terms(program: Program, leaves: list[Any], z: Any, rows: Mapping[str, Any]) -> tuple:
-    """Log prior (with Jacobians), and log likelihood, at a flat position."""
+def _elements(program: Program, leaves: list[Any], z: Any, rows: Mapping[str, Any]) -> tuple:
+    """Elements of the log prior (with Jacobians) and of the log likelihood at a position."""
     substitution = tracing.Substitution(program.split(z), rows)
     trace = tracing.at_point(program.model, program.signature.rebuild(leaves), substitution, rows)
-    prior = [jnp.sum(term) for term in substitution.log_jacobians]
+    prior = list(substitution.log_jacobians)
     likelihood = []
     data_plates = {plate.name for plate in program.data_plates}
     for message in trace.values():
@@ -38,11 +37,18 @@ def _terms(program: Program, leaves: list[Any], z: Any, rows: Mapping[str, Any])
         inside = {frame.name for frame in message.get("cond_indep_stack", ())}
         observed = message["is_observed"]
         if observed and (not tracing.is_factor(message) or inside & data_plates):
-            likelihood.append(tracing.scaled_sum(message))
+            likelihood.append(tracing.scaled(message))
         else:
-            prior.append(tracing.scaled_sum(message))
+            prior.append(tracing.scaled(message))
+    return prior, likelihood
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _terms(program: Program, leaves: list[Any], z: Any, rows: Mapping[str, Any]) -> tuple:
+    """Log prior (with Jacobians), and log likelihood, at a flat position."""
     zero = jnp.zeros((), z.dtype)
-    return sum(prior, zero), sum(likelihood, zero)
+    prior, likelihood = _elements(program, leaves, z, rows)
+    return sum(map(jnp.sum, prior), zero), sum(map(jnp.sum, likelihood), zero)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3), inline=True)
@@ -72,7 +78,7 @@ def _unconstrain(program: Program, leaves: list[Any], values: Mapping[str, Any])
     data = program.signature.rebuild(leaves)
     trace = tracing.at_point(program.model, data, tracing.given(values))
     parts = [
-        biject_to(trace[site.name]["fn"].support).inv(trace[site.name]["value"]).reshape(-1)
+        tracing.bijection(trace[site.name]["fn"].support).inv(trace[site.name]["value"]).reshape(-1)
         for site in program.latents
     ]
     return jnp.concatenate(parts) if parts else jnp.zeros(0)
@@ -138,6 +144,20 @@ class Density(eqx.Module):
         """
         named = {} if rows is None else self._rows(rows)
         return self._tempered(_terms(self.program, self.leaves, z, named)[1])
+
+    def log_density_elements(self, z: Float[Array, " dim"]) -> list[Array]:
+        """Arrays whose sums add up to `log_density`.
+
+        In single precision log density differences are more exact when these are subtracted one
+        by one before they are summed.
+        """
+        prior, _ = _elements(self.program, self.leaves, z, {})
+        return prior + self.log_likelihood_elements(z)
+
+    def log_likelihood_elements(self, z: Float[Array, " dim"]) -> list[Array]:
+        """Arrays whose sums add up to `log_likelihood`."""
+        _, likelihood = _elements(self.program, self.leaves, z, {})
+        return [self._tempered(part) for part in likelihood]
 
     def pointwise_log_likelihood(self, z: Float[Array, " dim"]) -> dict[str, Array]:
         """Log likelihood of each observation, by site; never scaled."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxprs_in_params
 
 Influence = frozenset[int]
+_OWN_DERIVATIVES = ("custom_jvp_call", "custom_vjp_call")
 _CALLS = ("pjit", "jit", "closed_call", "core_call", "remat", "checkpoint", "custom_jvp_call")
 
 
@@ -28,6 +29,16 @@ def influences(fn: Callable[..., Any], *specs: Any) -> Any:
     closed, out = jax.make_jaxpr(fn, return_shape=True)(*specs)
     inputs = [frozenset([index]) for index in range(len(closed.jaxpr.invars))]
     return jax.tree.unflatten(jax.tree.structure(out), _flow(closed.jaxpr, inputs))
+
+
+def primitives(jaxpr: Jaxpr) -> Iterator[str]:
+    """Names of all primitives of a traced function that JAX differentiates by itself."""
+    for eqn in jaxpr.eqns:
+        yield eqn.primitive.name
+        if eqn.primitive.name in _OWN_DERIVATIVES:
+            continue
+        for inner in jaxprs_in_params(eqn.params):
+            yield from primitives(inner)
 
 
 def _inner(eqn: Any) -> Jaxpr | None:

@@ -44,6 +44,11 @@ class Explanation:
             lines.append("No nonsmooth term with a known prox: all counts as smooth.")
         joint = "is" if structure.has_gaussian_prior else "is not"
         lines.append(f"The prior {joint} jointly Gaussian.")
+        vectors = int(structure.unit_vectors.max(initial=-1)) + 1
+        if vectors:
+            lines.append(f"{vectors} unit vectors keep their own coordinates.")
+        if not structure.has_gradient:
+            lines.append("It calls back to Python, so it has no gradient.")
         return lines
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:

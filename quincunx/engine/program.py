@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
-from numpyro.distributions import biject_to
 from numpyro.primitives import _PYRO_STACK, Messenger
 from numpyro.primitives import plate as numpyro_plate
 
@@ -57,6 +56,7 @@ class Site:
         offset: where the unconstrained value starts in the flat position.
         is_real: whether the support is the whole real line.
         is_discrete: whether the support is discrete.
+        is_sphere: whether the values are unit vectors.
         argument: name of the argument that was observed, where it is one as it stands.
         parameters: the distribution's parameters and the constraints on them.
         location: where in the model's source the site is.
@@ -75,6 +75,7 @@ class Site:
     offset: int = 0
     is_real: bool = False
     is_discrete: bool = False
+    is_sphere: bool = False
     argument: str | None = None
     parameters: tuple[tuple[str, str], ...] = ()
     location: source.Location | None = field(default=None, compare=False)
@@ -194,7 +195,7 @@ def _prototype(site: dict[str, Any]) -> Any:
     shape = tuple(site["kwargs"].get("sample_shape", ())) + fn.shape()
     if fn.support.is_discrete:
         return jnp.zeros(shape, int)
-    transform = biject_to(fn.support)
+    transform = tracing.bijection(fn.support)
     return transform(jnp.zeros(transform.inverse_shape(shape)))
 
 
@@ -269,7 +270,7 @@ def _site(name: str, message: dict[str, Any], recorder: _Recorder, offset: int) 
     discrete = bool(fn.support.is_discrete) if role != "factor" else False
     unconstrained: tuple[int, ...] = ()
     if role == "latent" and not discrete:
-        unconstrained = tuple(biject_to(fn.support).inverse_shape(shape))
+        unconstrained = tuple(tracing.bijection(fn.support).inverse_shape(shape))
     return Site(
         name=name,
         role=role,
@@ -284,6 +285,7 @@ def _site(name: str, message: dict[str, Any], recorder: _Recorder, offset: int) 
         offset=offset,
         is_real=role == "latent" and not discrete and tracing.is_real(fn.support),
         is_discrete=discrete,
+        is_sphere=role == "latent" and tracing.is_sphere(fn.support),
         argument=recorder.argument(value) if role == "observed" else None,
         parameters=tuple(
             (key, _support(c)) for key, c in tracing.unwrap(fn).arg_constraints.items()

@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from quincunx.engine import tracing
 from quincunx.engine.composite import Composite
-from quincunx.engine.dependence import influences
-from quincunx.engine.program import Plate
+from quincunx.engine.dependence import influences, primitives
+from quincunx.engine.program import Plate, Program
 
 if TYPE_CHECKING:
     from quincunx.engine.density import Density
 
+_CALLBACKS = frozenset(("pure_callback", "io_callback"))
 _GAUSSIAN = frozenset(
     ("Normal", "MultivariateNormal", "LowRankMultivariateNormal", "GaussianRandomWalk", "CAR")
 )
@@ -49,6 +52,19 @@ class Structure:
         """The support of each latent site."""
         return {site.name: site.support for site in self._density.program.latents}
 
+    @property
+    def has_gradient(self) -> bool:
+        """Whether the log density can be differentiated: not where it calls back to Python."""
+        return _has_gradient(self._density.program)
+
+    @property
+    def unit_vectors(self) -> np.ndarray:
+        """For each coordinate of the position the number of its unit vector, -1 where it has none.
+
+        Unit vectors keep their own coordinates, so that samplers may move them on the sphere.
+        """
+        return _unit_vectors(self._density.program)
+
     @functools.cached_property
     def composite(self) -> Composite:
         """The native-space potential as a smooth part and terms with proximal operators."""
@@ -79,6 +95,33 @@ class Structure:
     def gaussian_prior(self) -> GaussianPrior | None:
         """Mean and Cholesky factor of the prior where it is jointly Gaussian, else `None`."""
         return _gaussian(self._density) if self.has_gaussian_prior else None
+
+
+@functools.lru_cache(maxsize=128)
+def _has_gradient(program: Program) -> bool:
+    def terms(leaves: Any, z: Any) -> Any:
+        substitution = tracing.Substitution(program.split(z), {})
+        data = program.signature.rebuild(leaves)
+        trace = tracing.at_point(program.model, data, substitution)
+        return [tracing.scaled(site) for site in trace.values() if site["type"] == "sample"]
+
+    arrays = program.signature.arrays
+    leaves = [jax.ShapeDtypeStruct(*array) for array in arrays if array is not None]
+    z = jax.ShapeDtypeStruct((program.dim,), jnp.result_type(float))
+    return _CALLBACKS.isdisjoint(primitives(jax.make_jaxpr(terms)(leaves, z).jaxpr))
+
+
+@functools.lru_cache(maxsize=128)
+def _unit_vectors(program: Program) -> np.ndarray:
+    block, number = np.full(program.dim, -1), 0
+    for site in program.latents:
+        if site.is_sphere:
+            count = site.size // site.unconstrained_shape[-1]
+            numbers = number + np.arange(count)
+            block[site.offset : site.offset + site.size] = np.repeat(numbers, site.size // count)
+            number += count
+    block.flags.writeable = False
+    return block
 
 
 @jax.jit

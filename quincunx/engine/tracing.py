@@ -14,6 +14,7 @@ from jax.core import Tracer
 from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
 from numpyro.distributions.distribution import Unit
+from numpyro.distributions.transforms import IndependentTransform, ParameterFreeTransform
 from numpyro.primitives import Messenger
 
 from quincunx.engine.language import rows_in_use
@@ -74,6 +75,42 @@ def base_support(support: Any) -> Any:
     return support
 
 
+def is_sphere(support: Any) -> bool:
+    """Whether a support is the unit sphere, or several of it."""
+    return base_support(support) is constraints.sphere
+
+
+def bijection(support: Any) -> Any:
+    """The map from the real line to a support: NumPyro's, and `UnitVector` for spheres."""
+    if not is_sphere(support):
+        return biject_to(support)
+    several = support.event_dim - constraints.sphere.event_dim
+    return IndependentTransform(UnitVector(), several) if several else UnitVector()
+
+
+class UnitVector(ParameterFreeTransform):
+    r"""u / |u|, for u with |u| independent of the direction and chi-distributed.
+
+    The map forgets the length, so a standard normal density of u is what takes the place of the
+    Jacobian's: exp(-|u|^2 / 2) keeps a flat density on the sphere flat.
+    """
+
+    domain = constraints.real_vector  # pyright: ignore[reportAssignmentType]
+    codomain = constraints.sphere  # pyright: ignore[reportAssignmentType]
+
+    def __call__(self, x: Any) -> Any:
+        """The unit vector."""
+        return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+    def _inverse(self, y: Any) -> Any:
+        return y
+
+    def log_abs_det_jacobian(self, x: Any, y: Any, intermediates: Any = None) -> Any:
+        """-|x|^2 / 2."""
+        del y, intermediates
+        return -0.5 * jnp.sum(x**2, axis=-1)
+
+
 def is_real(support: Any) -> bool:
     """Whether a support is unconstrained, so that no transform is needed."""
     return base_support(support) is constraints.real
@@ -114,7 +151,7 @@ class Substitution:
             return None
         u = self.unconstrained[site["name"]]
         support = site["fn"].support
-        transform = biject_to(support)
+        transform = bijection(support)
         event_dim = transform.domain.event_dim
         step = site["infer"].get("_scan_current_index")
         if step is not None and jnp.ndim(u) > len(site["fn"].batch_shape) + event_dim:
@@ -210,7 +247,12 @@ def unmasked(site: Mapping[str, Any], value: Any) -> Any:
     return jnp.where(mask.reshape(mask.shape + (1,) * (value.ndim - mask.ndim)), value, jnp.nan)
 
 
+def scaled(site: Mapping[str, Any]) -> Any:
+    """A site's contributions to the log density, with the scale of its plates."""
+    terms = log_prob(site)
+    return terms if site["scale"] is None else site["scale"] * terms
+
+
 def scaled_sum(site: Mapping[str, Any]) -> Any:
-    """A site's contribution to the log density, with the scale of its plates."""
-    total = jnp.sum(log_prob(site))
-    return total if site["scale"] is None else site["scale"] * total
+    """A site's contribution to the log density."""
+    return jnp.sum(scaled(site))

@@ -7,8 +7,12 @@ from quincunx.inference.fit import load as load
 from quincunx.inference.method import Info as Info
 from quincunx.inference.method import Kernel as Kernel
 from quincunx.inference.method import Kind as Kind
+from quincunx.inference.method import Machine as Machine
 from quincunx.inference.method import Method as Method
 from quincunx.inference.methods import NUTS as NUTS
+from quincunx.inference.methods import EllipticalSlice as EllipticalSlice
+from quincunx.inference.methods import HitAndRunSlice as HitAndRunSlice
+from quincunx.inference.methods import PolarSlice as PolarSlice
 from quincunx.inference.registry import applicable as applicable
 from quincunx.inference.registry import methods as methods
 from quincunx.inference.registry import register as register

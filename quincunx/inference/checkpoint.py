@@ -28,7 +28,7 @@ from quincunx.inference.output import versions
 from quincunx.inference.session import Group, Session
 from quincunx.inference.sinks import Block, Memory
 
-_FORMAT = 1
+_FORMAT = 2
 _MANIFEST, _PREVIOUS = "manifest.json", "manifest.previous.json"
 
 
@@ -107,6 +107,7 @@ class Checkpoint:
             "segments": segments,
             "stored": session.sink.position(),
             "done": [group.done for group in session.groups],
+            "free": session.free,
             "compile_seconds": session.compile_seconds,
             "sample_seconds": session.sample_seconds,
         }
@@ -141,6 +142,7 @@ class Checkpoint:
             session.sink.restore(manifest["stored"], saved)
             session.compile_seconds += manifest["compile_seconds"]
             session.sample_seconds = manifest["sample_seconds"]
+            session.free = manifest["free"]
             self._number = max(manifest["number"], self._newest())
             self._segments, self._saved_blocks = manifest["segments"], len(saved)
             self._warm = session.done >= session.plan.num_warmup

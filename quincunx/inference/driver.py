@@ -8,6 +8,7 @@ chunks. Randomness is keyed by (chain, transition): where the chunks are cut cha
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -18,13 +19,14 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, PyTree
 
 from quincunx.engine.density import Density
-from quincunx.inference.method import Info, Kernel
+from quincunx.inference.method import Info, Kernel, Machine, Pool
 
 _BUFFER_BYTES = 64 * 2**20
+SHARED = -1
 
 
 class Carry(eqx.Module):
-    """Where the chains are; every leaf has a leading axis over chains.
+    """Where the chains are; every leaf has a leading axis over chains, save what they share.
 
     Attributes:
         state: the method's state.
@@ -90,20 +92,230 @@ def _stats(info: Info, gradients: Array, evaluations: Array, diverging: Array) -
     }
 
 
-def _where(active: Array, new: PyTree, old: PyTree) -> PyTree:
-    def pick(a: Array, b: Array) -> Array:
-        return jnp.where(active.reshape(active.shape + (1,) * (a.ndim - 1)), a, b)
+def axes_of(method: Kernel, state: PyTree) -> PyTree:
+    """For each leaf of a state its axis over chains, `SHARED` where there is none."""
+    axes = jax.tree.map(
+        lambda axis: SHARED if axis is None else axis, method.state_axes, is_leaf=_absent
+    )
+    return jax.tree.broadcast(axes, state)
 
-    return jax.tree.map(pick, new, old)
+
+def placement(method: Kernel, carry: Carry) -> Carry:
+    """For each leaf of a carry how it lies on a mesh of chains."""
+
+    def spec(axis: int) -> PartitionSpec:
+        return PartitionSpec() if axis == SHARED else PartitionSpec("chains")
+
+    chains = jax.tree.map(lambda _: PartitionSpec("chains"), carry)
+    state = jax.tree.map(spec, axes_of(method, carry.state))
+    return eqx.tree_at(lambda carry: carry.state, chains, state)
+
+
+def _absent(leaf: Any) -> bool:
+    return leaf is None
 
 
 def _as_before(new: PyTree, old: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: jnp.asarray(a, b.dtype), new, old)
 
 
+class _Chains:
+    """What a method and a density do with all chains of a device at once."""
+
+    def __init__(self, method: Kernel, density: Density, keys: Array) -> None:
+        axes = method.state_axes
+        self.method, self.density, self.keys = method, density, keys
+        self.count = keys.shape[0]
+        self.position = jax.vmap(method.position, (axes,))
+        self.constrain = jax.jit(jax.vmap(density.constrain), inline=True)
+        if isinstance(method, Machine):
+            self.begin = self._over_all(method.begin, (axes, 0), axes)
+            self.tick = self._over_all(method.tick, (axes, 0), axes)
+            self.end = self._over_all(method.end, (axes,), (axes, 0))
+            self.done = jax.vmap(method.done, (axes,))
+            step = self._transition
+        else:
+            step = jax.vmap(functools.partial(method.step, density), (axes, 0), (axes, 0))
+        self.step = jax.jit(step, inline=True)
+
+    def _over_all(self, fn: Callable, in_axes: tuple, out_axes: Any) -> Callable:
+        """A part of a transition, compiled by itself, so that every schedule rounds alike."""
+        mapped = jax.vmap(functools.partial(fn, self.density), in_axes, out_axes)
+
+        def sealed(*arguments: Any) -> Any:
+            return jax.lax.optimization_barrier(mapped(*jax.lax.optimization_barrier(arguments)))
+
+        return jax.jit(sealed, inline=True)
+
+    def _transition(self, state: PyTree, keys: Array) -> tuple[PyTree, Info]:
+        """A whole transition of all chains: each waits for the slowest."""
+        state = jax.lax.while_loop(
+            lambda state: ~jnp.all(self.done(state)),
+            lambda state: _as_before(self.tick(state, keys), state),
+            self.begin(state, keys),
+        )
+        return self.end(state)
+
+    def key(self, carry: Carry) -> Array:
+        """Keys of the transitions that the chains are in."""
+        return jax.vmap(jax.random.fold_in)(self.keys, carry.count)
+
+    def values(self, state: PyTree) -> dict[str, Array]:
+        """Constrained values at the chains' positions."""
+        return self.constrain(self.position(state))
+
+    def specs(self, carry: Carry) -> tuple[dict, Info]:
+        """Shapes and types of constrained values and of what a step says."""
+
+        def both(carry: Carry) -> tuple[dict, Info]:
+            state, info = self.step(carry.state, self.keys)
+            return self.values(state), info
+
+        return jax.eval_shape(both, carry)
+
+
+class _Record(NamedTuple):
+    """What a chunk has gathered so far."""
+
+    draws: dict[str, Array]
+    stats: dict[str, Array]
+    totals: dict[str, Array]
+    step_size: Array
+
+
+def _blank(chains: _Chains, capacity: int, carry: Carry) -> _Record:
+    values, info = chains.specs(carry)
+    stats = jax.eval_shape(_stats, info, carry.gradients, carry.evaluations, carry.diverging)
+
+    def empty(spec: Any) -> Array:
+        return jnp.zeros((chains.count, capacity, *spec.shape[1:]), spec.dtype)
+
+    draws, stats = jax.tree.map(empty, (values, stats))
+    totals = {name: jnp.zeros(chains.count, jnp.int32) for name in TOTALS}
+    return _Record(draws, stats, totals, jnp.full(chains.count, jnp.nan, info.step_size.dtype))
+
+
+def _complete(
+    carry: Carry,
+    record: _Record,
+    limits: Limits,
+    state: PyTree,
+    info: Info,
+    values: dict[str, Array],
+    done: Array | None,
+) -> tuple[Carry, _Record]:
+    """Count transitions that are complete and keep their draws where the plan says so.
+
+    Args:
+        carry: the chains before.
+        record: what was gathered before.
+        limits: what the chunk is asked to do.
+        state: the chains' state now.
+        info: what is said of the transitions.
+        values: constrained values at the chains' positions.
+        done: which chains completed one; `None` for all, so that all are at the same transition.
+    """
+    together = done is None
+    done = jnp.ones(carry.count.shape, bool) if done is None else done
+    gradients = carry.gradients + jnp.where(done, info.gradients, 0).astype(jnp.int32)
+    evaluations = carry.evaluations + jnp.where(done, info.evaluations, 0).astype(jnp.int32)
+    diverging = carry.diverging | (info.diverging & done)
+    past = carry.count + 1 - limits.origin
+    kept = done & (past > 0) & (past % limits.thinning == 0)
+    capacity = next(iter(record.stats.values())).shape[1]
+    base = jnp.maximum(limits.start - limits.origin, 0) // limits.thinning
+    slot = jnp.where(kept, past // limits.thinning - 1 - base, capacity)
+
+    def store(buffer: Array, value: Array) -> Array:
+        if together:
+            return buffer.at[:, slot[0]].set(value, mode="drop")
+        return buffer.at[jnp.arange(len(slot)), slot].set(value, mode="drop")
+
+    draws = jax.tree.map(store, record.draws, values)
+    stats = jax.tree.map(store, record.stats, _stats(info, gradients, evaluations, diverging))
+    counted = kept | (done & (past <= 0))
+    new = Carry(
+        state,
+        carry.count + done,
+        jnp.where(counted, 0, gradients),
+        jnp.where(counted, 0, evaluations),
+        diverging & ~counted,
+    )
+    spent = (done, info.diverging, info.gradients, info.evaluations)
+    totals = {
+        name: record.totals[name] + jnp.where(done, cost, 0).astype(jnp.int32)
+        for name, cost in zip(TOTALS, spent, strict=True)
+    }
+    step_size = jnp.where(done, info.step_size, record.step_size)
+    return new, _Record(draws, stats, totals, step_size)
+
+
+def _in_lockstep(
+    chains: _Chains, schedule: PyTree, limits: Limits, pool: Pool
+) -> Callable[[tuple], tuple]:
+    """Advance every chain by one transition; adapt in warm-up."""
+
+    def body(loop: tuple[Carry, _Record]) -> tuple[Carry, _Record]:
+        carry, record = loop
+        state, info = chains.step(carry.state, chains.key(carry))
+        state = _as_before(state, carry.state)
+        at = carry.count[0]
+
+        def adapt(state: PyTree) -> PyTree:
+            stage = jax.tree.map(lambda entry: entry[at - limits.start], schedule)
+            adapted = chains.method.adapt(chains.density, state, info, stage, pool)
+            return _as_before(adapted, state)
+
+        state = jax.lax.cond(at < limits.num_warmup, adapt, lambda state: state, state)
+        return _complete(carry, record, limits, state, info, chains.values(state), None)
+
+    return body
+
+
+def _freely(chains: _Chains, limits: Limits) -> Callable[[tuple], tuple]:
+    """One evaluation for every chain, each in a transition of its own."""
+
+    def pick(mask: Array, new: PyTree, old: PyTree) -> PyTree:
+        def leaf(axis: int, a: Array, b: Array) -> Array:
+            if axis == SHARED:
+                return b
+            return jnp.where(mask.reshape(mask.shape + (1,) * (b.ndim - 1)), a, b).astype(b.dtype)
+
+        return jax.tree.map(leaf, axes_of(chains.method, old), new, old)
+
+    def body(loop: tuple) -> tuple:
+        carry, record, idle, info, values = loop
+        keys = chains.key(carry)
+        opening = idle & (carry.count < limits.stop)
+        state = jax.lax.cond(
+            jnp.any(opening),
+            lambda state: pick(opening, chains.begin(state, keys), state),
+            lambda state: state,
+            carry.state,
+        )
+        state = _as_before(chains.tick(state, keys), state)
+        done = chains.done(state) & (carry.count < limits.stop)
+
+        def close(kept: tuple) -> tuple:
+            ended, info = chains.end(state)
+            values = chains.values(ended)
+            return pick(done, ended, state), _as_before(info, kept[1]), _as_before(values, kept[2])
+
+        state, info, values = jax.lax.cond(
+            jnp.any(done), close, lambda kept: kept, (state, info, values)
+        )
+        idle = done | (idle & ~opening)
+        carry, record = _complete(carry, record, limits, state, info, values, done)
+        return carry, record, idle, info, values
+
+    return body
+
+
 def _advance(
     method: Kernel,
     capacity: int,
+    free: bool,  # noqa: FBT001
+    pool: Pool,
     density: Density,
     keys: Array,
     carry: Carry,
@@ -111,87 +323,29 @@ def _advance(
     limits: Limits,
 ) -> tuple[Carry, Block]:
     """Run all chains until each has completed `limits.stop` transitions."""
-    chains = carry.count.shape[0]
-    base = jnp.maximum(limits.start - limits.origin, 0) // limits.thinning
-    step = jax.jit(jax.vmap(functools.partial(method.step, density)), inline=True)
-    positions = jax.vmap(method.position)
-    constrain = jax.jit(jax.vmap(density.constrain), inline=True)
-
-    def shapes(carry: Carry) -> tuple[dict, dict, Array]:
-        state, info = step(carry.state, keys)
-        values = constrain(positions(state))
-        stats = _stats(info, carry.gradients, carry.evaluations, carry.diverging)
-        return values, stats, info.step_size
-
-    def empty(spec: Any) -> Array:
-        return jnp.zeros((chains, capacity, *spec.shape[1:]), spec.dtype)
-
-    draw_spec, stat_spec, step_spec = jax.eval_shape(shapes, carry)
-    zeros = {name: jnp.zeros(chains, jnp.int32) for name in TOTALS}
-    last = jnp.full(chains, jnp.nan, step_spec.dtype)
-    buffers = jax.tree.map(empty, (draw_spec, stat_spec))
+    chains = _Chains(method, density, keys)
+    loop: tuple = (carry, _blank(chains, capacity, carry))
+    if free and isinstance(method, Machine):
+        body = _freely(chains, limits)
+        values, info = jax.tree.map(
+            lambda spec: jnp.zeros(spec.shape, spec.dtype), chains.specs(carry)
+        )
+        loop = (*loop, jnp.ones(chains.count, bool), info, values)
+    else:
+        body = _in_lockstep(chains, schedule, limits, pool)
 
     def unfinished(loop: tuple) -> Array:
         return jnp.any(loop[0].count < limits.stop)
 
-    def body(loop: tuple) -> tuple:
-        carry, (draws, stats), totals, last = loop
-        active = carry.count < limits.stop
-        state, info = step(carry.state, jax.vmap(jax.random.fold_in)(keys, carry.count))
-        state = _as_before(state, carry.state)
-        info = info._replace(
-            gradients=jnp.asarray(info.gradients, jnp.int32),
-            evaluations=jnp.asarray(info.evaluations, jnp.int32),
-        )
-        slowest = jnp.min(carry.count)
-
-        def adapt(state: PyTree) -> PyTree:
-            index = jnp.clip(slowest - limits.start, 0, capacity - 1)
-            stage = jax.tree.map(lambda entry: entry[index], schedule)
-            return _as_before(method.adapt(density, state, info, stage), state)
-
-        state = jax.lax.cond(slowest < limits.num_warmup, adapt, lambda state: state, state)
-        gradients = carry.gradients + info.gradients
-        evaluations = carry.evaluations + info.evaluations
-        diverging = carry.diverging | (info.diverging & info.done)
-        done = info.done & active
-        past = carry.count + 1 - limits.origin
-        kept = done & (past > 0) & (past % limits.thinning == 0)
-        slot = jnp.where(kept, past // limits.thinning - 1 - base, capacity)
-
-        def store(buffer: Array, value: Array) -> Array:
-            if method.lockstep:
-                return buffer.at[:, slot[0]].set(value, mode="drop")
-            return buffer.at[jnp.arange(chains), slot].set(value, mode="drop")
-
-        draws = jax.tree.map(store, draws, constrain(positions(state)))
-        stats = jax.tree.map(store, stats, _stats(info, gradients, evaluations, diverging))
-        counted = kept | (done & (past <= 0))
-        new = Carry(
-            state,
-            carry.count + done,
-            jnp.where(counted, 0, gradients),
-            jnp.where(counted, 0, evaluations),
-            diverging & ~counted,
-        )
-        if not method.lockstep:
-            new = _where(active, new, carry)
-        spent = (done, info.diverging & done, info.gradients, info.evaluations)
-        totals = {
-            name: totals[name] + jnp.where(active, cost, 0).astype(jnp.int32)
-            for name, cost in zip(TOTALS, spent, strict=True)
-        }
-        return new, (draws, stats), totals, jnp.where(active, info.step_size, last)
-
-    loop = (carry, buffers, zeros, last)
-    carry, (draws, stats), totals, last = jax.lax.while_loop(unfinished, body, loop)
-    return carry, Block(draws, stats, totals, last)
+    carry, record = jax.lax.while_loop(unfinished, body, loop)[:2]
+    return carry, Block(*record)
 
 
 @eqx.filter_jit
 def advance(
     method: Kernel,
     capacity: int,
+    free: bool,  # noqa: FBT001
     mesh: Mesh | None,
     density: Density,
     keys: Array,
@@ -199,17 +353,34 @@ def advance(
     schedule: PyTree,
     limits: Limits,
 ) -> tuple[Carry, Block]:
-    """`_advance`, with the chains spread over the devices of a mesh where there is one."""
-    run = functools.partial(_advance, method, capacity)
-    if mesh is not None:
-        everywhere, chains = PartitionSpec(), PartitionSpec("chains")
-        run = jax.shard_map(
-            run,
-            mesh=mesh,
-            in_specs=(everywhere, chains, chains, everywhere, everywhere),
-            out_specs=chains,
-            check_vma=False,
-        )
+    """`_advance`, with the chains spread over the devices of a mesh where there is one.
+
+    Args:
+        method: the kernel.
+        capacity: how many draws the chunk may hold.
+        free: whether each chain goes from transition to transition by itself; a `Machine` only,
+            and not in warm-up.
+        mesh: the devices, along an axis named `chains`.
+        density: the target.
+        keys: one for each chain.
+        carry: where the chains are.
+        schedule: entries of the warm-up schedule from `limits.start` on, `capacity` of them.
+        limits: what to do.
+    """
+    if mesh is None:
+        run = functools.partial(_advance, method, capacity, free, lambda array: array)
+        return run(density, keys, carry, schedule, limits)
+    pool = functools.partial(jax.lax.psum, axis_name="chains")
+    run = functools.partial(_advance, method, capacity, free, pool)
+    everywhere, chains = PartitionSpec(), PartitionSpec("chains")
+    lies = placement(method, carry)
+    run = jax.shard_map(
+        run,
+        mesh=mesh,
+        in_specs=(everywhere, chains, lies, everywhere, everywhere),
+        out_specs=(lies, chains),
+        check_vma=False,
+    )
     return run(density, keys, carry, schedule, limits)
 
 

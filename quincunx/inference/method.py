@@ -5,7 +5,8 @@ from __future__ import annotations
 import abc
 import dataclasses
 import enum
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -15,6 +16,8 @@ from jaxtyping import Array, PyTree
 
 from quincunx.engine.density import Density
 from quincunx.engine.errors import MethodError, unknown
+
+Pool = Callable[[Array], Array]
 
 
 class Kind(enum.Enum):
@@ -50,7 +53,6 @@ class Info(NamedTuple):
         gradients: gradient evaluations that the step made.
         evaluations: log-density evaluations that the step made; one that came with a gradient
             counts here too.
-        done: whether a transition is complete, so that the position is a draw.
         extra: further statistics under ArviZ's names, each a scalar.
     """
 
@@ -60,7 +62,6 @@ class Info(NamedTuple):
     step_size: Array
     gradients: Array
     evaluations: Array
-    done: Array
     extra: dict[str, Array]
 
 
@@ -105,11 +106,12 @@ class Kernel(Method):
     share what they learn. The state holds everything that adaptation changes.
 
     Attributes:
-        lockstep: whether every step completes a transition. If not, the driver steps each
-            chain until `Info.done` and keeps the draws by their transition's index.
+        state_axes: axes over chains of the state's parts, as `jax.vmap` takes them. `None` marks
+            what all chains share: `init` gives every chain the same there, and only `adapt`
+            changes it.
     """
 
-    lockstep: ClassVar[bool] = True
+    state_axes: ClassVar[Any] = 0
 
     @abc.abstractmethod
     def init(self, density: Density, position: Array, key: Array) -> PyTree:
@@ -128,10 +130,62 @@ class Kernel(Method):
         del num_warmup
         return ()
 
-    def adapt(self, density: Density, states: PyTree, infos: Info, stage: PyTree) -> PyTree:
-        """Change what a warm-up step taught; all leaves have a leading axis over chains."""
-        del density, infos, stage
+    def adapt(
+        self, density: Density, states: PyTree, infos: Info, stage: PyTree, pool: Pool
+    ) -> PyTree:
+        """Change what a warm-up step taught; all leaves have a leading axis over chains.
+
+        Args:
+            density: the target.
+            states: the chains of this device; parts that they share have no axis over chains.
+            infos: what their steps said.
+            stage: this step's entry of the schedule.
+            pool: sums an array over all devices that chains are spread over. What chains share
+                must be made of pooled sums alone, so that it is the same on every device.
+        """
+        del density, infos, stage, pool
         return states
+
+
+class Machine(Kernel):
+    """A kernel whose transitions take a varying number of density evaluations.
+
+    A transition is `begin`, then `tick` until it is `done`, then `end`. Each tick makes one
+    evaluation of the density. Randomness is keyed by the transition's key, a role and a trial, so
+    that chains may run in lockstep (each transition ends for all before the next begins) or
+    freely (each tick serves every chain, wherever it is) and make the same draws.
+
+    Attributes:
+        execution: how chains run, `lockstep` or `free`; `auto` measures which is faster.
+    """
+
+    if TYPE_CHECKING:
+        execution: str
+
+    @abc.abstractmethod
+    def begin(self, density: Density, state: PyTree, key: Array) -> PyTree:
+        """Open a transition."""
+
+    @abc.abstractmethod
+    def tick(self, density: Density, state: PyTree, key: Array) -> PyTree:
+        """Make one evaluation; a transition that is done is left as it is."""
+
+    @abc.abstractmethod
+    def done(self, state: PyTree) -> Array:
+        """Whether the transition is complete."""
+
+    @abc.abstractmethod
+    def end(self, density: Density, state: PyTree) -> tuple[PyTree, Info]:
+        """Close the transition: the state at the new position, and what is said of it."""
+
+    def step(self, density: Density, state: PyTree, key: Array) -> tuple[PyTree, Info]:
+        """One whole transition."""
+        state = jax.lax.while_loop(
+            lambda state: ~self.done(state),
+            lambda state: self.tick(density, state, key),
+            self.begin(density, state, key),
+        )
+        return self.end(density, state)
 
 
 def positive(name: str, value: Any, method: str) -> None:

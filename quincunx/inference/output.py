@@ -63,6 +63,7 @@ def provenance(session: Session, costs: Mapping[str, Any]) -> dict[str, Any]:
         "device": jax.devices()[0].device_kind,
         "precision": str(np.dtype(jax.dtypes.canonicalize_dtype(float))),
         "chain_method": session.layout,
+        "execution": "free" if session.free else "lockstep",
         "outcome": session.outcome or "",
         "thinning": session.plan.thinning,
         "deterministic": json.dumps([site.name for site in deterministic]),

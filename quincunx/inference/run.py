@@ -19,6 +19,7 @@ from quincunx.engine.errors import MethodError, unknown
 from quincunx.engine.preflight import preflight
 from quincunx.inference import registry
 from quincunx.inference.checkpoint import Checkpoint, CheckpointError, identity
+from quincunx.inference.driver import Carry, placement
 from quincunx.inference.fit import Fit
 from quincunx.inference.method import Kernel, Method, as_key
 from quincunx.inference.progress import Report, reporting
@@ -119,7 +120,7 @@ def infer(
             chosen = {name: value[chains] for name, value in given.items()}
             carry, keys, found, positions = begin(method, strategy, density, key, chains, chosen)
             check_start(density, found, positions)
-            carry, keys = _place((carry, keys), chain_mesh)
+            carry, keys = _place(method, carry, keys, chain_mesh)
             groups.append(Group(keys, carry))
         sink = Memory() if store is None else _store(store, groups, density, plan)
         session = Session(method, density, plan, groups, chain_mesh, sink, key, chain_method)
@@ -234,7 +235,13 @@ def _layout(
     return mesh, [chains]
 
 
-def _place(arrays: Any, mesh: Mesh | None) -> Any:
+def _place(method: Kernel, carry: Carry, keys: Array, mesh: Mesh | None) -> tuple[Carry, Array]:
     if mesh is None:
-        return arrays
-    return jax.device_put(arrays, NamedSharding(mesh, PartitionSpec("chains")))
+        return carry, keys
+    lies = (placement(method, carry), PartitionSpec("chains"))
+    return jax.tree.map(
+        lambda spec, leaf: jax.device_put(leaf, NamedSharding(mesh, spec)),
+        lies,
+        (carry, keys),
+        is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
+    )

@@ -22,12 +22,14 @@ from jaxtyping import Array, PyTree
 from quincunx.engine.density import Density
 from quincunx.engine.errors import QuincunxError
 from quincunx.inference.driver import TOTALS, Block, Carry, Limits, advance, buffer_length
-from quincunx.inference.method import Kernel
+from quincunx.inference.method import Kernel, Machine
 from quincunx.inference.sinks import Memory
 from quincunx.inference.store import ZarrStore
 
 _NEVER = np.iinfo(np.int32).max // 2
 _PHASES = ("warmup", "posterior")
+_WORTH_MEASURING = 5.0  # seconds of sampling
+_TRIAL_SECONDS = 0.3
 
 
 class Progress(NamedTuple):
@@ -74,11 +76,13 @@ class Pace:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
+        self.seconds_per_step = 0.0
         self.steps = 8
 
     def update(self, steps: int, elapsed: float) -> None:
         """Learn from a chunk of `steps` transitions."""
         if steps:
+            self.seconds_per_step = elapsed / steps
             wanted = self.seconds * steps / max(elapsed, 1e-4)
             self.steps = int(np.clip(wanted, 1, 4 * max(self.steps, steps)))
 
@@ -128,6 +132,8 @@ class Session:
         compile_seconds: time spent preparing and compiling.
         sample_seconds: time spent running.
         outcome: why the last run stopped before the end of its plan, or `None`.
+        free: whether chains go from transition to transition each by itself after warm-up;
+            `None` until it is decided.
     """
 
     def __init__(
@@ -150,6 +156,7 @@ class Session:
         self.key = key
         self.layout = layout
         self.outcome: str | None = None
+        self.free: bool | None = None
         self.compile_seconds = 0.0
         self.sample_seconds = 0.0
         self._pace = Pace(0.5)
@@ -168,6 +175,7 @@ class Session:
         session = Session(*settings, self.key, self.layout)
         session.compile_seconds = self.compile_seconds
         session.sample_seconds = self.sample_seconds
+        session.free = self.free
         return session
 
     @property
@@ -193,16 +201,19 @@ class Session:
         """Compile the chunk, by running one of no length."""
         began = time.perf_counter()
         idle = Limits(*np.asarray((0, 0, 0, 0, 1), np.int32))
-        jax.block_until_ready(self._call(self.groups[0], idle))
+        jax.block_until_ready(self._call(self.groups[0], idle, free=False))
         self.compile_seconds += time.perf_counter() - began
 
     def advance(self) -> Progress:
         """Run one chunk of the group that is behind."""
-        began = time.perf_counter()
         index = min(range(len(self.groups)), key=lambda entry: self.groups[entry].done)
         group = self.groups[index]
         limits, phase = self._limits(group.done)
-        carry, block = self._call(group, limits)
+        sampling = phase == "posterior"
+        if sampling and self.free is None:
+            self.free = self._choose(group)
+        began = time.perf_counter()
+        carry, block = self._call(group, limits, free=sampling and bool(self.free))
         if not group.done:
             for kind in _PHASES:  # so that every phase has its names and shapes
                 self._store(kind, index, block, 0)
@@ -259,11 +270,39 @@ class Session:
         draws, stats = jax.tree.map(cut, jax.device_get((block.draws, block.stats)))
         self.sink.append(phase, index, draws, stats)
 
-    def _call(self, group: Group, limits: Limits) -> tuple[Carry, Block]:
+    def _choose(self, group: Group) -> bool:
+        """Whether chains run faster freely than in lockstep, measured on the chunk itself.
+
+        Free chains take a program of their own. It is not compiled where less time is left than
+        that would take.
+        """
+        method, chains = self.method, group.size // (1 if self.mesh is None else self.mesh.size)
+        if not isinstance(method, Machine) or chains == 1:
+            return False
+        if method.execution != "auto":
+            return method.execution == "free"
+        per_transition = self._pace.seconds_per_step
+        if per_transition * (self.plan.total - group.done) < _WORTH_MEASURING:
+            return False
+        began = time.perf_counter()
+        steps = int(np.clip(_TRIAL_SECONDS / per_transition, 20, self._capacity))
+        numbers = (group.done, group.done + steps, self.plan.num_warmup, _NEVER, 1)
+        trial = Limits(*np.asarray(numbers, np.int32))
+        seconds = {}
+        for free in (False, True):
+            for _ in range(2):  # the first run may compile
+                start = time.perf_counter()
+                jax.block_until_ready(self._call(group, trial, free=free))
+                seconds[free] = time.perf_counter() - start
+        self.compile_seconds += time.perf_counter() - began
+        return seconds[True] < seconds[False]
+
+    def _call(self, group: Group, limits: Limits, *, free: bool) -> tuple[Carry, Block]:
         window = _window(self._schedule, int(limits.start), self._capacity)
         return advance(
             self.method,
             self._capacity,
+            free,
             self.mesh,
             self.density,
             group.keys,

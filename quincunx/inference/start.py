@@ -15,7 +15,7 @@ from jaxtyping import Array
 from quincunx.engine.density import Density
 from quincunx.engine.errors import MethodError, ModelError, unknown
 from quincunx.engine.preflight import blame
-from quincunx.inference.driver import Carry
+from quincunx.inference.driver import SHARED, Carry, axes_of
 from quincunx.inference.method import Kernel
 
 _TRIES = 100
@@ -81,6 +81,9 @@ def begin(
     start_keys, step_keys = chain_keys(key, chains)
     find = functools.partial(_find, method, strategy, density)
     state, found, position = jax.vmap(find)(start_keys, given)
+    state = jax.tree.map(
+        lambda axis, leaf: leaf[0] if axis == SHARED else leaf, axes_of(method, state), state
+    )
     zero = jnp.zeros(chains.shape[0], jnp.int32)
     return Carry(state, zero, zero, zero, zero > 0), step_keys, found, position
 

@@ -11,10 +11,12 @@ import quincunx as qx
 class Walk(NamedTuple):
     z: jax.Array
     log_density: jax.Array
+    accepted: jax.Array
     tries: jax.Array
+    done: jax.Array
 
 
-class RandomWalk(qx.Kernel):
+class RandomWalk(qx.Machine):
     """Metropolis random walk that makes a random number of ticks in each transition.
 
     A transition is one Metropolis step followed by pauses, as many as a geometric variable
@@ -25,37 +27,49 @@ class RandomWalk(qx.Kernel):
     kind: ClassVar[qx.Kind] = qx.Kind.EXACT
     summary: ClassVar[str] = "For tests."
     citation: ClassVar[str] = "None"
-    lockstep: ClassVar[bool] = False
 
     scale: float = 1.5
     pause: float = 0.5
+    execution: str = "lockstep"
 
     def init(self, density, position, key):
-        return Walk(position, density.log_density(position), jnp.zeros((), jnp.int32))
+        zero, yes = jnp.zeros((), jnp.int32), jnp.ones((), bool)
+        return Walk(position, density.log_density(position), ~yes, zero, yes)
 
-    def step(self, density, state, key):
+    def begin(self, density, state, key):
+        no = jnp.zeros((), bool)
+        return state._replace(tries=jnp.zeros((), jnp.int32), accepted=no, done=no)
+
+    def tick(self, density, state, key):
         propose, accept, wait = jax.random.split(key, 3)
         proposal = state.z + self.scale * jax.random.normal(propose, state.z.shape)
         log_density = density.log_density(proposal)
-        first = state.tries == 0
         threshold = jnp.log(jax.random.uniform(accept))
-        better = first & (threshold < log_density - state.log_density)
-        z = jnp.where(better, proposal, state.z)
-        level = jnp.where(better, log_density, state.log_density)
+        better = (state.tries == 0) & (threshold < log_density - state.log_density)
         roll = jax.random.uniform(jax.random.fold_in(wait, state.tries))
-        done = roll > self.pause
-        tries = jnp.where(done, 0, state.tries + 1)
+        new = Walk(
+            jnp.where(better, proposal, state.z),
+            jnp.where(better, log_density, state.log_density),
+            state.accepted | better,
+            state.tries + 1,
+            roll > self.pause,
+        )
+        return jax.tree.map(lambda a, b: jnp.where(state.done, b, a), new, state)
+
+    def done(self, state):
+        return state.done
+
+    def end(self, density, state):
         info = qx.Info(
-            log_density=level,
-            acceptance=jnp.where(better, 1.0, 0.0),
+            log_density=state.log_density,
+            acceptance=jnp.where(state.accepted, 1.0, 0.0),
             diverging=jnp.zeros((), bool),
             step_size=jnp.asarray(self.scale),
             gradients=jnp.zeros((), int),
-            evaluations=jnp.ones((), int),
-            done=done,
+            evaluations=state.tries,
             extra={},
         )
-        return Walk(z, level, tries), info
+        return state, info
 
     def position(self, state):
         return state.z
@@ -66,8 +80,8 @@ class NoDensityRatio(RandomWalk):
 
     name: ClassVar[str] = "test_no_density_ratio"
 
-    def step(self, density, state, key):
-        return super().step(density, state._replace(log_density=jnp.full((), -jnp.inf)), key)
+    def begin(self, density, state, key):
+        return super().begin(density, state._replace(log_density=jnp.full((), -jnp.inf)), key)
 
 
 class Cold(qx.Density):
@@ -92,3 +106,57 @@ class ColdNUTS(qx.NUTS):
         )
         chain = self.init(cold, state.chain.position, key).chain
         return super().step(cold, state._replace(chain=chain), key)
+
+
+class NoJacobian(qx.PolarSlice):
+    """Broken: leaves out r^(d - 1)."""
+
+    name: ClassVar[str] = "test_no_jacobian"
+
+    def correction(self, state, scale, angle, dim):
+        return jnp.zeros_like(scale)
+
+
+class WrongShrink(qx.PolarSlice):
+    """Broken: shrinks the bracket away from the present point."""
+
+    name: ClassVar[str] = "test_wrong_shrink"
+
+    def _next_candidate(self, tuning, s, inside, gap, uniform, dim):
+        new = super()._next_candidate(tuning, s, inside, gap, uniform, dim)
+        missed = new.trial > s.trial
+        below = s.t < jnp.where(s.phase == 0, 0.0, s.origin)
+        low = jnp.where(missed & ~below, s.t, s.low)
+        high = jnp.where(missed & below, s.t, s.high)
+        shrunk = new._replace(low=low, high=high, t=low + uniform * (high - low))
+        return jax.tree.map(lambda a, b: jnp.where(missed, a, b), shrunk, new)
+
+
+class NaNInside(qx.PolarSlice):
+    """Broken: takes points whose density is NaN, as a test for `<=` does."""
+
+    name: ClassVar[str] = "test_nan_inside"
+
+    def _gap(self, density, tuning, x):
+        gap = self.value(density, x) - tuning.level
+        return jnp.where(jnp.isnan(gap), jnp.inf, gap)
+
+
+class Unfrozen(qx.PolarSlice):
+    """Broken: the centre follows the chain in every transition."""
+
+    name: ClassVar[str] = "test_unfrozen"
+
+    def plane(self, state, normal, dim):
+        centre = 0.5 * state.x
+        tuning = state.tuning._replace(affine=state.tuning.affine._replace(centre=centre))
+        return super().plane(state._replace(y=state.x - centre, tuning=tuning), normal, dim)
+
+
+class NoEllipse(qx.EllipticalSlice):
+    """Broken: slices the posterior where the ratio to the Gaussian is due."""
+
+    name: ClassVar[str] = "test_no_ellipse"
+
+    def correction(self, state, scale, angle, dim):
+        return jnp.zeros_like(scale)

@@ -133,6 +133,16 @@ def _hamiltonian(stats: Mapping[str, np.ndarray]) -> list[Finding]:
     return findings
 
 
+def _slicing(stats: Mapping[str, np.ndarray]) -> list[Finding]:
+    capped = stats.get("shrink_capped")
+    if capped is None or not np.mean(capped) > 1e-3:
+        return []
+    share = 100 * float(np.mean(capped))
+    reason = f"In {share:.2g} % of the transitions no point of the slice was found (above 0.1 %)."
+    advice = "Look for a density that is not finite nearly everywhere, or raise `max_shrinks`."
+    return [Finding("failed", reason, advice)]
+
+
 def judge(
     found: Convergence,
     stats: Mapping[str, np.ndarray],
@@ -153,7 +163,8 @@ def judge(
     if not length:
         advice = "Let the run get beyond its warm-up."
         return Verdict.of([Finding("failed", "There are no draws yet.", advice)], outcome)
-    findings = _movement(found, free) + _mixing(found, free, chains) + _hamiltonian(stats)
+    findings = _movement(found, free) + _mixing(found, free, chains)
+    findings += _hamiltonian(stats) + _slicing(stats)
     if not np.isfinite(stats["lp"]).all():
         reason = "The log density was not finite at some draws."
         findings.append(Finding("failed", reason, "Look for NaN in the model's terms."))

@@ -1,3 +1,6 @@
 """One method per file."""
 
+from quincunx.inference.methods.elliptical_slice import EllipticalSlice as EllipticalSlice
+from quincunx.inference.methods.hit_and_run_slice import HitAndRunSlice as HitAndRunSlice
 from quincunx.inference.methods.nuts import NUTS as NUTS
+from quincunx.inference.methods.polar_slice import PolarSlice as PolarSlice

@@ -30,7 +30,7 @@ from jaxtyping import Array, PyTree
 
 from quincunx.engine.density import Density
 from quincunx.engine.errors import MethodError
-from quincunx.inference.method import Info, Kernel, Kind, one_of, positive
+from quincunx.inference.method import Info, Kernel, Kind, Pool, one_of, positive
 from quincunx.inference.registry import register
 
 _RECIPES = {"diag": "welford_diag", "dense": "welford_dense", "low_rank": "fisher_low_rank"}
@@ -103,6 +103,12 @@ class NUTS(Kernel):
         if not isinstance(self.max_tree_depth, int):
             raise MethodError(f"`NUTS(max_tree_depth={self.max_tree_depth})` must be an integer.")
 
+    def missing(self, density: Density) -> str | None:
+        """A gradient."""
+        if density.structure.has_gradient:
+            return None
+        return "it needs gradients, and the log density calls back to Python, which has none."
+
     def init(self, density: Density, position: Array, key: Array) -> State:
         """The state at a position: unit mass matrix, first step size."""
         del key
@@ -141,7 +147,6 @@ class NUTS(Kernel):
             step_size=state.step_size,
             gradients=jnp.asarray(steps),
             evaluations=jnp.asarray(steps),
-            done=jnp.ones((), bool),
             extra=extra,
         )
         return state._replace(chain=chain), common
@@ -158,9 +163,11 @@ class NUTS(Kernel):
         labels = np.asarray(build_schedule(num_warmup))
         return Stage(labels[:, 0].astype(bool), labels[:, 1].astype(bool), last)
 
-    def adapt(self, density: Density, states: State, infos: Info, stage: Stage) -> State:
+    def adapt(
+        self, density: Density, states: State, infos: Info, stage: Stage, pool: Pool
+    ) -> State:
         """Dual averaging of the step size; mass matrix in the slow windows."""
-        del density
+        del density, pool
         start, update, final = _averaging(self.target_accept)
         core = _metric(self.mass_matrix)
         acceptance = jnp.where(jnp.isfinite(infos.acceptance), infos.acceptance, 0.0)
