@@ -24,6 +24,7 @@ from quincunx.inference import Info as Info
 from quincunx.inference import Kernel as Kernel
 from quincunx.inference import Kind as Kind
 from quincunx.inference import Method as Method
+from quincunx.inference import Moments as Moments
 from quincunx.inference import Progress as Progress
 from quincunx.inference import StoreError as StoreError
 from quincunx.inference import Until as Until

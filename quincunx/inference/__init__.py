@@ -9,6 +9,7 @@ from quincunx.inference.method import Kernel as Kernel
 from quincunx.inference.method import Kind as Kind
 from quincunx.inference.method import Method as Method
 from quincunx.inference.methods import NUTS as NUTS
+from quincunx.inference.moments import Moments as Moments
 from quincunx.inference.registry import applicable as applicable
 from quincunx.inference.registry import methods as methods
 from quincunx.inference.registry import register as register

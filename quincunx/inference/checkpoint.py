@@ -14,7 +14,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,10 @@ from quincunx.engine.density import Density
 from quincunx.engine.errors import QuincunxError
 from quincunx.inference.output import versions
 from quincunx.inference.session import Group, Session
-from quincunx.inference.sinks import Block, Memory
+from quincunx.inference.sinks import Block, Draws
 
 _FORMAT = 1
+_SINK = "sink|"
 _MANIFEST, _PREVIOUS = "manifest.json", "manifest.previous.json"
 
 
@@ -98,7 +99,7 @@ class Checkpoint:
         if blocks:
             name = f"draws-{self._number:06d}.npz"
             segments.append(self._save(name, _pack_blocks(blocks)))
-        state = self._save(f"state-{self._number:06d}.npz", _pack_groups(session.groups))
+        state = self._save(f"state-{self._number:06d}.npz", _pack_state(session))
         manifest = {
             "format": _FORMAT,
             "number": self._number,
@@ -138,7 +139,7 @@ class Checkpoint:
             _compare(self.folder, manifest["identity"], identity)
             _restore_groups(session.groups, state, manifest["done"])
             saved = [block for data in blocks for block in _unpack_blocks(data)]
-            session.sink.restore(manifest["stored"], saved)
+            session.sink.restore(manifest["stored"], _sink_arrays(state), saved)
             session.compile_seconds += manifest["compile_seconds"]
             session.sample_seconds = manifest["sample_seconds"]
             self._number = max(manifest["number"], self._newest())
@@ -214,7 +215,7 @@ def identity(session: Session) -> dict[str, Any]:
         "thinning": plan.thinning,
         "keep_warmup": plan.keep_warmup,
         "chain_method": session.layout,
-        "store": "memory" if isinstance(session.sink, Memory) else str(session.sink.path),
+        "store": session.sink.label,
         "devices": 1 if session.mesh is None else session.mesh.size,
         "precision": str(np.dtype(jax.dtypes.canonicalize_dtype(float))),
         "version of quincunx": found["quincunx"],
@@ -273,9 +274,9 @@ def _unpack(data: bytes) -> dict[str, np.ndarray]:
         return {name: arrays[name] for name in arrays.files}
 
 
-def _pack_groups(groups: list[Group]) -> bytes:
-    arrays = {}
-    for number, group in enumerate(groups):
+def _pack_state(session: Session) -> bytes:
+    arrays = {f"{_SINK}{name}": array for name, array in session.sink.arrays().items()}
+    for number, group in enumerate(session.groups):
         for index, leaf in enumerate(jax.tree.leaves((group.keys, group.carry))):
             arrays[f"{number}|leaf|{index}"] = _plain(leaf)
         for phase, totals in group.totals.items():
@@ -283,6 +284,12 @@ def _pack_groups(groups: list[Group]) -> bytes:
                 arrays[f"{number}|total|{phase}|{name}"] = total
         arrays[f"{number}|step_size"] = np.asarray(group.step_size)
     return _pack(arrays)
+
+
+def _sink_arrays(state: Mapping[str, np.ndarray]) -> Draws:
+    return {
+        name.removeprefix(_SINK): array for name, array in state.items() if name.startswith(_SINK)
+    }
 
 
 def _restore_groups(groups: list[Group], state: Mapping[str, np.ndarray], done: list[int]) -> None:
@@ -299,7 +306,7 @@ def _restore_groups(groups: list[Group], state: Mapping[str, np.ndarray], done: 
         group.done = done[number]
 
 
-def _pack_blocks(blocks: list[Block]) -> bytes:
+def _pack_blocks(blocks: Sequence[Block]) -> bytes:
     arrays = {}
     for number, (phase, group, draws, stats) in enumerate(blocks):
         for kind, values in (("draw", draws), ("stat", stats)):

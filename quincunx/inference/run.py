@@ -21,9 +21,10 @@ from quincunx.inference import registry
 from quincunx.inference.checkpoint import Checkpoint, CheckpointError, identity
 from quincunx.inference.fit import Fit
 from quincunx.inference.method import Kernel, Method, as_key
+from quincunx.inference.moments import Moments, MomentsSink
 from quincunx.inference.progress import Report, reporting
 from quincunx.inference.session import Group, Plan, Session
-from quincunx.inference.sinks import Memory
+from quincunx.inference.sinks import Memory, Sink
 from quincunx.inference.start import begin, check_start, given_values
 from quincunx.inference.stopping import INTERRUPTED, Until, Watch, interruptible
 from quincunx.inference.store import StoreError, ZarrStore
@@ -43,7 +44,7 @@ def infer(
     coords: Mapping[str, Any] | None = None,
     chain_method: str = "vectorized",
     mesh: Mesh | None = None,
-    store: str | Path | None = None,
+    store: str | Path | Moments | None = None,
     checkpoint: str | Path | Checkpoint | None = None,
     resume: bool = False,
     until: Until | None = None,
@@ -71,7 +72,8 @@ def infer(
             'parallel' (spread over the devices).
         mesh: a JAX mesh with an axis named `chains`, for 'parallel'; all devices by default.
         store: path ending in `.zarr` to which draws are appended while sampling, so that memory
-            does not grow with their number; the fit reads them from there as they are used.
+            does not grow with their number; the fit reads them from there as they are used. Or
+            a `Moments`, for draws too many to keep: figures of all of them and a subsample.
         checkpoint: folder in which the run is saved every 30 seconds, at the end of warm-up and
             at its end; or a `Checkpoint` with another interval.
         resume: continue the run saved in `checkpoint`, if there is one, wherever it stopped; the
@@ -121,7 +123,7 @@ def infer(
             check_start(density, found, positions)
             carry, keys = _place((carry, keys), chain_mesh)
             groups.append(Group(keys, carry))
-        sink = Memory() if store is None else _store(store, groups, density, plan)
+        sink = _sink(store, groups, density, plan)
         session = Session(method, density, plan, groups, chain_mesh, sink, key, chain_method)
         session.compile_seconds = time.perf_counter() - clock
         _run(session, report, saver, until)
@@ -137,12 +139,22 @@ def _saver(checkpoint: str | Path | Checkpoint, *, resume: bool) -> Checkpoint:
     return saver
 
 
-def _store(path: str | Path, groups: list[Group], density: Density, plan: Plan) -> ZarrStore:
-    if Path(path).suffix != ".zarr":
-        raise StoreError(f"`store='{path}'` must end in `.zarr`.")
+def _sink(
+    store: str | Path | Moments | None, groups: list[Group], density: Density, plan: Plan
+) -> Sink:
+    """Where the draws are to go."""
+    if store is None:
+        return Memory()
+    if isinstance(store, Moments):
+        if plan.keep_warmup:
+            message = "`store=Moments()` does not keep warm-up draws: leave out `keep_warmup`, "
+            raise MethodError(message + "or store the draws in a path.")
+        return MomentsSink(store, len(groups), density)
+    if Path(store).suffix != ".zarr":
+        raise StoreError(f"`store='{store}'` must end in `.zarr`.")
     sizes = [group.size for group in groups]
     phases = ("posterior", "warmup") if plan.keep_warmup and plan.num_warmup else ("posterior",)
-    return ZarrStore(path, sizes, density.labels.dims, density.labels.coords, phases)
+    return ZarrStore(store, sizes, density.labels.dims, density.labels.coords, phases)
 
 
 def _run(session: Session, report: Report, saver: Checkpoint | None, until: Until | None) -> None:
@@ -166,7 +178,7 @@ def _run(session: Session, report: Report, saver: Checkpoint | None, until: Unti
             return f"no checkpoint could be written to '{saver.folder}' ({error.strerror})"
         return None
 
-    if isinstance(session.sink, ZarrStore) and not resumed:
+    if not resumed:
         session.sink.check()
         write()  # so that a run killed from here on is resumed with its store
         session.sink.create()
