@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -17,6 +18,8 @@ from numpyro.distributions.distribution import Unit
 from numpyro.primitives import Messenger
 
 from quincunx.engine.language import rows_in_use
+
+ALONE = threading.RLock()  # NumPyro has one stack of handlers for all threads
 
 Trace = dict[str, dict[str, Any]]
 Model = Callable[..., Any]
@@ -150,7 +153,7 @@ def _run(
         messenger.fn = fn
         fn = messenger
     seeded = handlers.seed(fn, jax.random.key(0) if key is None else key)
-    with numpyro.validation_enabled(is_validate=False):
+    with ALONE, numpyro.validation_enabled(is_validate=False):
         return handlers.trace(seeded).get_trace(**arguments)
 
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from quincunx.engine.density import Density
 from quincunx.engine.errors import QuincunxError
+from quincunx.inference.locks import WriteLock
 from quincunx.inference.output import versions
 from quincunx.inference.session import Group, Session
 from quincunx.inference.sinks import Block, Draws
@@ -54,6 +55,7 @@ class Checkpoint:
         self._segments: list[dict[str, Any]] = []
         self._written = time.monotonic()
         self._warm = False
+        self._lock = WriteLock(self.folder / "lock")
         self._whole: bytes | None = None  # the manifest of the last checkpoint known to be whole
 
     @property
@@ -62,23 +64,33 @@ class Checkpoint:
         return any((self.folder / name).exists() for name in (_MANIFEST, _PREVIOUS))
 
     def prepare(self, *, resume: bool) -> None:
-        """Make the folder and see that it can be written to.
+        """Make the folder, see that it can be written to, and lock it for this run.
 
         Raises:
-            CheckpointError: it cannot, or it holds a checkpoint that is not to be resumed.
+            CheckpointError: it cannot, another run is writing to it, or it holds a checkpoint that
+                is not to be resumed.
         """
-        if self.exists and not resume:
-            message = f"'{self.folder}' holds a checkpoint already. Continue it with "
-            raise CheckpointError(message + "`resume=True`, or name another folder.")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(self.folder, CheckpointError)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        try:
+            if self.exists and not resume:
+                message = f"'{self.folder}' holds a checkpoint already. Continue it with "
+                raise CheckpointError(message + "`resume=True`, or name another folder.")
             _write(self.folder / "probe", b"")
             (self.folder / "probe").unlink()
         except OSError as error:
-            message = f"Checkpoints cannot be written to '{self.folder}': {error.strerror}. "
-            raise CheckpointError(
-                message + "Name a folder with room that you may write."
-            ) from error
+            self.release()
+            raise self._unwritable(error) from error
+        except CheckpointError:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Unlock the folder."""
+        self._lock.release()
 
     def due(self, session: Session) -> bool:
         """Whether it is time for a checkpoint."""
@@ -149,6 +161,10 @@ class Checkpoint:
             return
         message = f"No whole checkpoint is left in '{self.folder}': {'; '.join(reasons)}. "
         raise CheckpointError(message + "Nothing was changed; start again in another folder.")
+
+    def _unwritable(self, error: OSError) -> CheckpointError:
+        message = f"Checkpoints cannot be written to '{self.folder}': {error.strerror}. "
+        return CheckpointError(message + "Name a folder with room that you may write.")
 
     def _manifest(self, name: str) -> dict[str, Any]:
         try:

@@ -57,11 +57,15 @@ class Fit:
         self._session = session
 
     @classmethod
-    def of(cls, session: Session) -> Fit:
-        """The draws that a session has so far."""
-        tree, costs = build_tree(session)
+    def of(cls, session: Session, *, ended: bool = True) -> Fit:
+        """The draws that a session has so far; it can be extended once the run has ended."""
+        tree, costs = build_tree(session, ended=ended)
         return cls(
-            tree, method=session.method, costs=costs, density=session.density, session=session
+            tree,
+            method=session.method,
+            costs=costs,
+            density=session.density,
+            session=session if ended else None,
         )
 
     @property
@@ -219,13 +223,12 @@ class Fit:
             The longer fit; this one stays as it is.
 
         Raises:
-            QuincunxError: the fit was loaded, or has as many draws already.
+            QuincunxError: the fit was loaded or made while its run went on, or has as many draws
+                already.
         """
         if self._session is None:
-            message = (
-                "A loaded fit has no running chains; use `infer(checkpoint=..., resume=True)`."
-            )
-            raise QuincunxError(message)
+            message = "A fit that was loaded, or inspected while its run went on, has no running "
+            raise QuincunxError(message + "chains; use `infer(checkpoint=..., resume=True)`.")
         session = self._session.copy()
         session.plan = session.plan._replace(num_samples=num_samples)
         if session.done >= session.plan.total:

@@ -30,6 +30,16 @@ class Sink(abc.ABC):
     def label(self) -> str:
         """What the sink is, as a checkpoint remembers it."""
 
+    def acquire(self) -> None:
+        """Take hold of what the run writes to, for this run alone.
+
+        Raises:
+            QuincunxError: another run has it.
+        """
+
+    def release(self) -> None:
+        """Let go of it."""
+
     def check(self) -> None:
         """Refuse to start a run whose sink would overwrite something."""
 

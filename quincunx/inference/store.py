@@ -13,6 +13,7 @@ import xarray as xr
 import zarr
 
 from quincunx.engine.errors import QuincunxError
+from quincunx.inference.locks import WriteLock
 from quincunx.inference.sinks import Block, Draws, Sink, draws_length
 
 _CHUNK_BYTES = 8 * 2**20
@@ -62,11 +63,28 @@ class ZarrStore(Sink):
         self.stored = {phase: [0] * len(self.sizes) for phase in self.phases}
         self._pending: dict[tuple[str, int], list[tuple[Draws, Draws]]] = {}
         self._arrays: dict[str, dict[str, Any]] = {}
+        self._lock = WriteLock(self.path.with_name(f".{self.path.name}.lock"))
 
     @property
     def label(self) -> str:
         """The path."""
         return str(self.path)
+
+    def acquire(self) -> None:
+        """Lock the store, by a file beside it.
+
+        Raises:
+            StoreError: another run is writing to it, or nothing can be written there.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(self.path, StoreError)
+        except OSError as error:
+            raise self._impossible(error) from error
+
+    def release(self) -> None:
+        """Unlock the store."""
+        self._lock.release()
 
     def check(self) -> None:
         """Refuse a path where there is something already.
@@ -87,8 +105,7 @@ class ZarrStore(Sink):
         try:
             zarr.create_group(str(self.path))
         except OSError as error:
-            message = f"The store '{self.path}' cannot be made: {error.strerror}."
-            raise StoreError(message) from error
+            raise self._impossible(error) from error
 
     def append(self, phase: str, group: int, draws: Draws, stats: Draws) -> None:
         """Take the draws of one chunk, `(chains of the group, draws, ...)`.
@@ -202,6 +219,10 @@ class ZarrStore(Sink):
         root = zarr.open_group(str(self.path), mode="r+")
         for name in _GROUPS["posterior"]:
             root[name].attrs.update(dict(attributes))
+
+    def _impossible(self, error: OSError) -> StoreError:
+        message = f"The store '{self.path}' cannot be made: {error.strerror}. "
+        return StoreError(message + "Name a path in a folder that you may write.")
 
     def _dataset(self, name: str, length: int) -> xr.Dataset:
         opened = xr.open_zarr(self.path, group=name, consolidated=False, chunks=None)
