@@ -9,6 +9,8 @@ import numpy as np
 from quincunx.inference.sinks import Draws
 
 _SUMMED = ("gradients", "evaluations")
+_ONE_THREAD = 2**18  # multiplications
+_LEAST_ROWS = 16
 
 
 class RunningMoments:
@@ -39,7 +41,7 @@ class RunningMoments:
         rest = values - mean
         jump, total = mean - self.mean, self.count + size
         weight = self.count * size / total
-        self.scatter += rest.T @ rest if full else np.einsum("np,np->p", rest, rest)
+        self.scatter += _products(rest) if full else np.einsum("np,np->p", rest, rest)
         self.scatter += weight * (np.outer(jump, jump) if full else jump**2)
         self.mean = self.mean + size / total * jump
         self.count = total
@@ -66,6 +68,22 @@ class RunningMoments:
 
     def _divided(self, scatter: np.ndarray) -> np.ndarray:
         return scatter / (self.count - 1) if self.count > 1 else np.full_like(scatter, np.nan)
+
+
+def _products(rest: np.ndarray) -> np.ndarray:
+    """Rest^T rest.
+
+    Where that costs little, in pieces too small for BLAS to share among threads: they would wait
+    for the cores that the chains and other programs use, far longer than they compute.
+    """
+    size = _ONE_THREAD // max(rest.shape[1], 1) ** 2
+    if size < _LEAST_ROWS:
+        return rest.T @ rest
+    total = np.zeros((rest.shape[1], rest.shape[1]))
+    for start in range(0, len(rest), size):
+        part = rest[start : start + size]
+        total += part.T @ part
+    return total
 
 
 class BatchMeans:

@@ -181,5 +181,7 @@ def along_chains(parts: Sequence[Draws]) -> Draws:
     """Draws of several groups of chains, joined as far as all have them."""
     if not parts:
         return {}
+    if len(parts) == 1:
+        return parts[0]
     length = min(draws_length(part) for part in parts)
     return {name: np.concatenate([part[name][:, :length] for part in parts]) for name in parts[0]}

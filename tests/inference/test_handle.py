@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -14,6 +15,7 @@ import pytest
 import xarray as xr
 
 import quincunx as qx
+import quincunx.distributions as dist
 from quincunx.inference import session as session_module
 from quincunx.inference import store as store_module
 from tests.scenarios import SCHOOLS, conjugate, eight_schools
@@ -205,18 +207,33 @@ def test_a_run_can_look_at_itself_but_not_wait_for_itself():
     assert found[0] > 10
 
 
-def test_two_runs_and_a_model_traced_meanwhile():
-    """NumPyro's handlers are one stack for all threads."""
+def test_two_runs_at_once():
     runs = [
         qx.infer(model, data, blocking=False, **RUN)
         for model, data in ((conjugate, Y), (eight_schools, SCHOOLS))
     ]
-    for size in range(20):
-        assert qx.compile(conjugate, {"y": np.ones(size + 5)}).dim == 1
     fits = [run.wait() for run in runs]
     xr.testing.assert_equal(fits[0].posterior, qx.infer(conjugate, Y, **RUN).posterior)
     schools = qx.infer(eight_schools, SCHOOLS, **RUN)
     xr.testing.assert_equal(fits[1].posterior, schools.posterior)
+
+
+@qx.model
+def slow(y=None):
+    mu = qx.sample("mu", dist.Normal(0.0, 1.0))
+    time.sleep(0.02)
+    with qx.plate("row", y) as t:
+        time.sleep(0.02)
+        qx.sample("y", dist.Normal(mu, 1.0), obs=t)
+
+
+def test_threads_trace_models_one_at_a_time():
+    """NumPyro has one stack of handlers for all threads."""
+    sizes = range(2, 8)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda size: qx.compile(slow, {"y": np.ones(size)}), sizes))
+    assert [density.program.data_plates[0].size for density in found] == list(sizes)
+    assert all(density.dim == 1 for density in found)
 
 
 def test_the_precision_is_that_of_the_calling_thread():
