@@ -33,6 +33,7 @@ docs: $(DOCS_READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/density.py
 	$(BIN)/python benchmarks/cold_start.py
+	$(BIN)/python benchmarks/memory.py
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -27,8 +27,11 @@ from quincunx.inference import Kernel as Kernel
 from quincunx.inference import Kind as Kind
 from quincunx.inference import Machine as Machine
 from quincunx.inference import Method as Method
+from quincunx.inference import Moments as Moments
 from quincunx.inference import PolarSlice as PolarSlice
 from quincunx.inference import Progress as Progress
+from quincunx.inference import Run as Run
+from quincunx.inference import Status as Status
 from quincunx.inference import StoreError as StoreError
 from quincunx.inference import Until as Until
 from quincunx.inference import applicable as applicable

@@ -192,6 +192,21 @@ def test_draws_are_stored_while_sampling(folder, capsys):
     assert "must end in `.zarr`" in error(capsys, *words, "draws.nc")
 
 
+def test_figures_of_draws_that_are_not_kept(folder, capsys):
+    words = ["infer", "lines.py:line", "--data", "data.json", *SHORT, "--moments"]
+    long = [*words, "--num-samples", "2500"]
+    assert main([*long, "--out", "fit.nc"]) == 0
+    text = capsys.readouterr().out
+    assert "of all draws:" in text
+    fit = qx.load("fit.nc")
+    assert fit.posterior.sizes["draw"] == 1250
+    assert fit.tree["posterior_moments"].attrs["draws"] == 2500
+    assert f"{fit.moments.loc['slope', 'ess_mean']:.3f}" in text
+    message = error(capsys, *words, "--store", "draws.zarr")
+    assert "leave out one of it and `--store`" in message
+    assert not (folder / "draws.zarr").exists()
+
+
 def test_explain(folder, capsys):
     assert main(["explain", "lines.py:line", "--data", "data.json"]) == 0
     text = capsys.readouterr().out

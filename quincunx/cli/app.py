@@ -100,6 +100,9 @@ def infer(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --checkpoint, if there is one.")
     ] = False,
+    moments: Annotated[
+        bool, typer.Option("--moments", help="Keep figures of all draws and few of the draws.")
+    ] = False,
     x64: Precision = True,
     quiet: Annotated[
         bool, typer.Option("--quiet", help="Print the verdict and nothing else.")
@@ -116,6 +119,7 @@ def infer(
     if out is not None:
         report.prepare(out)
     inputs.check_resumption(checkpoint, resume=resume)
+    place = inputs.read_store(store, moments=moments)
     until = inputs.read_until(until_ess, seconds)
     chosen = inputs.read_method(method, settings or [])
     target, arguments = inputs.read_model(model, data)
@@ -130,7 +134,7 @@ def infer(
             key=key,
             thinning=thinning,
             chain_method=chain_method.value,
-            store=store,
+            store=place,
             checkpoint=checkpoint,
             resume=resume,
             until=until,
@@ -138,6 +142,8 @@ def infer(
         )
     if not quiet and fit.posterior.sizes["draw"]:
         typer.echo(report.table(fit, rows=50) + "\n")
+        if moments:
+            typer.echo("of all draws:\n" + report.moments(fit, rows=50) + "\n")
     typer.echo(str(fit.verdict))
     if not quiet:
         typer.echo(report.costs(fit))

@@ -22,6 +22,7 @@ from quincunx.engine.bare import BareModel
 from quincunx.engine.errors import MethodError, QuincunxError, unknown
 from quincunx.inference.checkpoint import Checkpoint, CheckpointError
 from quincunx.inference.method import Method
+from quincunx.inference.moments import Moments
 from quincunx.inference.registry import resolve
 from quincunx.inference.stopping import Until
 
@@ -144,6 +145,17 @@ def check_resumption(folder: Path | None, *, resume: bool) -> None:
     if folder is not None and not resume and Checkpoint(folder).exists:
         message = f"'{folder}' holds a checkpoint already. Continue it with `--resume`, "
         raise CheckpointError(message + "or name another folder.")
+
+
+def read_store(path: Path | None, *, moments: bool) -> Path | Moments | None:
+    """Where draws are to go.
+
+    Raises:
+        MethodError: two places at once.
+    """
+    if moments and path is not None:
+        raise MethodError("`--moments` keeps no draws on disk: leave out one of it and `--store`.")
+    return Moments() if moments else path
 
 
 def read_until(ess: float | None, seconds: float | None) -> Until | None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from quincunx import models
 from quincunx.engine.errors import QuincunxError
@@ -40,10 +41,18 @@ def folder(path: Path) -> None:
 
 def table(fit: Fit, rows: int, names: Sequence[str] | None = None) -> str:
     """The summary of some variables, or of all, cut after so many rows."""
-    summary = fit.summary(var_names=names if names is None else list(names))
-    text = summary.head(rows).to_string()
-    if len(summary) > rows:
-        text += f"\n(the first {rows} of {len(summary)} rows)"
+    return _cut(fit.summary(var_names=names if names is None else list(names)), rows)
+
+
+def moments(fit: Fit, rows: int) -> str:
+    """The figures of all draws of a run that kept few, cut after so many rows."""
+    return _cut(fit.moments.round(3), rows)
+
+
+def _cut(table: pd.DataFrame, rows: int) -> str:
+    text = table.head(rows).to_string()
+    if len(table) > rows:
+        text += f"\n(the first {rows} of {len(table)} rows)"
     return text
 
 

@@ -352,7 +352,7 @@ def trace_program(
 
     def run(leaves: list[Any]) -> None:
         recorder = _Recorder(name, dict(zip(signature.array_names, leaves, strict=True)))
-        with explained(name, recorder), observing(recorder.data_plate), recorder:
+        with tracing.ALONE, explained(name, recorder), observing(recorder.data_plate), recorder:
             trace = tracing.at_point(model, signature.rebuild(leaves), _prototype)
             offset = 0
             for key, message in trace.items():

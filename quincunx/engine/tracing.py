@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -18,6 +19,8 @@ from numpyro.distributions.transforms import IndependentTransform, ParameterFree
 from numpyro.primitives import Messenger
 
 from quincunx.engine.language import rows_in_use
+
+ALONE = threading.RLock()  # NumPyro has one stack of handlers for all threads
 
 Trace = dict[str, dict[str, Any]]
 Model = Callable[..., Any]
@@ -187,7 +190,7 @@ def _run(
         messenger.fn = fn
         fn = messenger
     seeded = handlers.seed(fn, jax.random.key(0) if key is None else key)
-    with numpyro.validation_enabled(is_validate=False):
+    with ALONE, numpyro.validation_enabled(is_validate=False):
         return handlers.trace(seeded).get_trace(**arguments)
 
 

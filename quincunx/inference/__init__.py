@@ -4,6 +4,8 @@ from quincunx.inference.checkpoint import Checkpoint as Checkpoint
 from quincunx.inference.checkpoint import CheckpointError as CheckpointError
 from quincunx.inference.fit import Fit as Fit
 from quincunx.inference.fit import load as load
+from quincunx.inference.handle import Run as Run
+from quincunx.inference.handle import Status as Status
 from quincunx.inference.method import Info as Info
 from quincunx.inference.method import Kernel as Kernel
 from quincunx.inference.method import Kind as Kind
@@ -13,6 +15,7 @@ from quincunx.inference.methods import NUTS as NUTS
 from quincunx.inference.methods import EllipticalSlice as EllipticalSlice
 from quincunx.inference.methods import HitAndRunSlice as HitAndRunSlice
 from quincunx.inference.methods import PolarSlice as PolarSlice
+from quincunx.inference.moments import Moments as Moments
 from quincunx.inference.registry import applicable as applicable
 from quincunx.inference.registry import methods as methods
 from quincunx.inference.registry import register as register

@@ -14,7 +14,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,13 @@ import numpy as np
 
 from quincunx.engine.density import Density
 from quincunx.engine.errors import QuincunxError
+from quincunx.inference.locks import WriteLock
 from quincunx.inference.output import versions
 from quincunx.inference.session import Group, Session
-from quincunx.inference.sinks import Block, Memory
+from quincunx.inference.sinks import Block, Draws
 
 _FORMAT = 2
+_SINK = "sink|"
 _MANIFEST, _PREVIOUS = "manifest.json", "manifest.previous.json"
 
 
@@ -53,6 +55,7 @@ class Checkpoint:
         self._segments: list[dict[str, Any]] = []
         self._written = time.monotonic()
         self._warm = False
+        self._lock = WriteLock(self.folder / "lock")
         self._whole: bytes | None = None  # the manifest of the last checkpoint known to be whole
 
     @property
@@ -61,23 +64,33 @@ class Checkpoint:
         return any((self.folder / name).exists() for name in (_MANIFEST, _PREVIOUS))
 
     def prepare(self, *, resume: bool) -> None:
-        """Make the folder and see that it can be written to.
+        """Make the folder, see that it can be written to, and lock it for this run.
 
         Raises:
-            CheckpointError: it cannot, or it holds a checkpoint that is not to be resumed.
+            CheckpointError: it cannot, another run is writing to it, or it holds a checkpoint that
+                is not to be resumed.
         """
-        if self.exists and not resume:
-            message = f"'{self.folder}' holds a checkpoint already. Continue it with "
-            raise CheckpointError(message + "`resume=True`, or name another folder.")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(self.folder, CheckpointError)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        try:
+            if self.exists and not resume:
+                message = f"'{self.folder}' holds a checkpoint already. Continue it with "
+                raise CheckpointError(message + "`resume=True`, or name another folder.")
             _write(self.folder / "probe", b"")
             (self.folder / "probe").unlink()
         except OSError as error:
-            message = f"Checkpoints cannot be written to '{self.folder}': {error.strerror}. "
-            raise CheckpointError(
-                message + "Name a folder with room that you may write."
-            ) from error
+            self.release()
+            raise self._unwritable(error) from error
+        except CheckpointError:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Unlock the folder."""
+        self._lock.release()
 
     def due(self, session: Session) -> bool:
         """Whether it is time for a checkpoint."""
@@ -98,7 +111,7 @@ class Checkpoint:
         if blocks:
             name = f"draws-{self._number:06d}.npz"
             segments.append(self._save(name, _pack_blocks(blocks)))
-        state = self._save(f"state-{self._number:06d}.npz", _pack_groups(session.groups))
+        state = self._save(f"state-{self._number:06d}.npz", _pack_state(session))
         manifest = {
             "format": _FORMAT,
             "number": self._number,
@@ -139,7 +152,7 @@ class Checkpoint:
             _compare(self.folder, manifest["identity"], identity)
             _restore_groups(session.groups, state, manifest["done"])
             saved = [block for data in blocks for block in _unpack_blocks(data)]
-            session.sink.restore(manifest["stored"], saved)
+            session.sink.restore(manifest["stored"], _sink_arrays(state), saved)
             session.compile_seconds += manifest["compile_seconds"]
             session.sample_seconds = manifest["sample_seconds"]
             session.free = manifest["free"]
@@ -150,6 +163,10 @@ class Checkpoint:
             return
         message = f"No whole checkpoint is left in '{self.folder}': {'; '.join(reasons)}. "
         raise CheckpointError(message + "Nothing was changed; start again in another folder.")
+
+    def _unwritable(self, error: OSError) -> CheckpointError:
+        message = f"Checkpoints cannot be written to '{self.folder}': {error.strerror}. "
+        return CheckpointError(message + "Name a folder with room that you may write.")
 
     def _manifest(self, name: str) -> dict[str, Any]:
         try:
@@ -216,7 +233,7 @@ def identity(session: Session) -> dict[str, Any]:
         "thinning": plan.thinning,
         "keep_warmup": plan.keep_warmup,
         "chain_method": session.layout,
-        "store": "memory" if isinstance(session.sink, Memory) else str(session.sink.path),
+        "store": session.sink.label,
         "devices": 1 if session.mesh is None else session.mesh.size,
         "precision": str(np.dtype(jax.dtypes.canonicalize_dtype(float))),
         "version of quincunx": found["quincunx"],
@@ -275,9 +292,9 @@ def _unpack(data: bytes) -> dict[str, np.ndarray]:
         return {name: arrays[name] for name in arrays.files}
 
 
-def _pack_groups(groups: list[Group]) -> bytes:
-    arrays = {}
-    for number, group in enumerate(groups):
+def _pack_state(session: Session) -> bytes:
+    arrays = {f"{_SINK}{name}": array for name, array in session.sink.arrays().items()}
+    for number, group in enumerate(session.groups):
         for index, leaf in enumerate(jax.tree.leaves((group.keys, group.carry))):
             arrays[f"{number}|leaf|{index}"] = _plain(leaf)
         for phase, totals in group.totals.items():
@@ -285,6 +302,12 @@ def _pack_groups(groups: list[Group]) -> bytes:
                 arrays[f"{number}|total|{phase}|{name}"] = total
         arrays[f"{number}|step_size"] = np.asarray(group.step_size)
     return _pack(arrays)
+
+
+def _sink_arrays(state: Mapping[str, np.ndarray]) -> Draws:
+    return {
+        name.removeprefix(_SINK): array for name, array in state.items() if name.startswith(_SINK)
+    }
 
 
 def _restore_groups(groups: list[Group], state: Mapping[str, np.ndarray], done: list[int]) -> None:
@@ -301,7 +324,7 @@ def _restore_groups(groups: list[Group], state: Mapping[str, np.ndarray], done: 
         group.done = done[number]
 
 
-def _pack_blocks(blocks: list[Block]) -> bytes:
+def _pack_blocks(blocks: Sequence[Block]) -> bytes:
     arrays = {}
     for number, (phase, group, draws, stats) in enumerate(blocks):
         for kind, values in (("draw", draws), ("stat", stats)):

@@ -17,7 +17,7 @@ import xarray as xr
 
 from quincunx.engine.density import Density, compile
 from quincunx.engine.errors import ModelError, ModelWarning, QuincunxError
-from quincunx.inference.diagnostics.convergence import Convergence, convergence
+from quincunx.inference.diagnostics.convergence import Convergence, convergence, flatten
 from quincunx.inference.diagnostics.verdict import Verdict, judge
 from quincunx.inference.method import Kind, Method, as_key
 from quincunx.inference.output import build_tree, dataset
@@ -26,6 +26,7 @@ from quincunx.inference.stopping import INTERRUPTED, interruptible
 from quincunx.inference.store import plain_strings
 
 _BATCH = 256
+_MOMENTS = "posterior_moments"
 
 
 class Fit:
@@ -56,11 +57,15 @@ class Fit:
         self._session = session
 
     @classmethod
-    def of(cls, session: Session) -> Fit:
-        """The draws that a session has so far."""
-        tree, costs = build_tree(session)
+    def of(cls, session: Session, *, ended: bool = True) -> Fit:
+        """The draws that a session has so far; it can be extended once the run has ended."""
+        tree, costs = build_tree(session, ended=ended)
         return cls(
-            tree, method=session.method, costs=costs, density=session.density, session=session
+            tree,
+            method=session.method,
+            costs=costs,
+            density=session.density,
+            session=session if ended else None,
         )
 
     @property
@@ -76,7 +81,10 @@ class Fit:
     @functools.cached_property
     def convergence(self) -> Convergence:
         """Effective sample sizes and R-hat of every parameter; a stuck chain has ESS 0."""
-        return convergence({str(name): array for name, array in self.posterior.items()})
+        found = convergence({str(name): array for name, array in self.posterior.items()})
+        if _MOMENTS in self.tree.children:
+            found = found._replace(finite=found.finite & np.isfinite(self.moments["mean"].values))
+        return found
 
     @functools.cached_property
     def verdict(self) -> Verdict:
@@ -86,7 +94,32 @@ class Fit:
         outcome = attributes["outcome"]
         if attributes["thinning"] > 1:
             stats.pop("energy", None)  # E-BFMI is about successive transitions
-        return judge(self.convergence, stats, self._free(), self.kind, outcome)
+        diverged = None
+        if _MOMENTS in self.tree.children:  # of all draws, not of those that were kept
+            counts = self.tree[_MOMENTS].attrs
+            diverged = int(counts["diverging"]), int(counts["draws"]) * len(stats["lp"])
+            stats["lp"] = np.where(counts["finite_log_density"], stats["lp"], np.nan)
+        return judge(self.convergence, stats, self._free(), self.kind, outcome, diverged)
+
+    @property
+    def moments(self) -> pd.DataFrame:
+        """Figures of all draws of a run with `store=Moments(...)`, one row for each parameter.
+
+        The columns are mean, sd, mcse_mean, ess_mean and the quantiles.
+
+        Raises:
+            QuincunxError: the run had no `Moments`.
+        """
+        if _MOMENTS not in self.tree.children:
+            message = "The run kept no running moments; its draws are whole, so `summary()` has "
+            raise QuincunxError(
+                message + "their figures. Use `infer(store=Moments())` to keep them."
+            )
+        group = self.tree[_MOMENTS].to_dataset()
+        names = [str(name) for name in self.posterior if name in group]
+        names, values = flatten({name: group[name].values[None] for name in names})
+        columns = [str(label) for label in group["statistic"].values]
+        return pd.DataFrame(values[0].T, index=pd.Index(names, name="parameter"), columns=columns)
 
     def summary(self, **options: Any) -> pd.DataFrame:
         """Means, sds, intervals, effective sample sizes and R-hat, by `arviz_stats.summary`.
@@ -190,13 +223,12 @@ class Fit:
             The longer fit; this one stays as it is.
 
         Raises:
-            QuincunxError: the fit was loaded, or has as many draws already.
+            QuincunxError: the fit was loaded or made while its run went on, or has as many draws
+                already.
         """
         if self._session is None:
-            message = (
-                "A loaded fit has no running chains; use `infer(checkpoint=..., resume=True)`."
-            )
-            raise QuincunxError(message)
+            message = "A fit that was loaded, or inspected while its run went on, has no running "
+            raise QuincunxError(message + "chains; use `infer(checkpoint=..., resume=True)`.")
         session = self._session.copy()
         session.plan = session.plan._replace(num_samples=num_samples)
         if session.done >= session.plan.total:

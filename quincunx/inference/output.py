@@ -16,8 +16,6 @@ import xarray as xr
 
 from quincunx.engine.density import Density
 from quincunx.inference.session import Session
-from quincunx.inference.sinks import Memory
-from quincunx.inference.store import ZarrStore
 
 _PACKAGES = ("quincunx", "jax", "jaxlib", "numpyro", "blackjax", "arviz-base", "numpy")
 
@@ -65,7 +63,7 @@ def provenance(session: Session, costs: Mapping[str, Any]) -> dict[str, Any]:
         "chain_method": session.layout,
         "execution": "free" if session.free else "lockstep",
         "outcome": session.outcome or "",
-        "thinning": session.plan.thinning,
+        "thinning": session.plan.thinning * session.sink.stride,
         "deterministic": json.dumps([site.name for site in deterministic]),
         "costs": json.dumps(dict(costs)),
     }
@@ -126,16 +124,20 @@ def _constants(density: Density) -> tuple[dict[str, Any], dict[str, list[str]]]:
     return values, dims
 
 
-def build_tree(session: Session) -> tuple[xr.DataTree, dict[str, int | float]]:
-    """The ArviZ tree of a run of Markov chains, and its costs."""
-    density, sink = session.density, session.sink
+def build_tree(
+    session: Session, *, ended: bool = True
+) -> tuple[xr.DataTree, dict[str, int | float]]:
+    """The ArviZ tree of a run of Markov chains, and its costs.
+
+    Args:
+        session: the run.
+        ended: whether it has ended, so that its store may be completed.
+    """
+    density, plan = session.density, session.plan
     costs = count_costs(session)
-    groups: dict[str, Mapping[str, Any]] = {}
-    if isinstance(sink, Memory):
-        groups["posterior"], groups["sample_stats"] = sink.gather("posterior")
-        if session.plan.keep_warmup and session.plan.num_warmup:
-            warmup = sink.gather("warmup")
-            groups["warmup_posterior"], groups["warmup_sample_stats"] = warmup
+    groups: dict[str, Mapping[str, Any]] = dict(session.sink.groups())
+    if not (plan.keep_warmup and plan.num_warmup):
+        groups = {name: values for name, values in groups.items() if "warmup" not in name}
     observed = _observed(density)
     constants, constant_dims = _constants(density)
     if observed:
@@ -148,11 +150,7 @@ def build_tree(session: Session) -> tuple[xr.DataTree, dict[str, int | float]]:
         warnings.filterwarnings("ignore", message="Found chain dimension to be longer")
         tree = arviz_base.from_dict(groups, dims=dims, coords=coords, save_warmup=True)
     attributes = provenance(session, costs)
-    if isinstance(sink, ZarrStore):
-        others = {name: node.to_dataset() for name, node in tree.children.items()}
-        sink.annotate(attributes, others)
-        for name, node in sink.tree().children.items():
-            tree[name] = xr.DataTree(node.to_dataset())
+    session.sink.complete(tree, attributes, ended=ended)
     for group in ("posterior", "sample_stats"):
         tree[group].attrs.update(attributes)
     return tree, costs

@@ -6,7 +6,7 @@ import inspect
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import jax
 import numpy as np
@@ -18,16 +18,61 @@ from quincunx.engine.density import Density, compile
 from quincunx.engine.errors import MethodError, unknown
 from quincunx.engine.preflight import preflight
 from quincunx.inference import registry
-from quincunx.inference.checkpoint import Checkpoint, CheckpointError, identity
+from quincunx.inference.checkpoint import Checkpoint
 from quincunx.inference.driver import Carry, placement
 from quincunx.inference.fit import Fit
+from quincunx.inference.handle import Run
+from quincunx.inference.job import Job
 from quincunx.inference.method import Kernel, Method, as_key
+from quincunx.inference.moments import Moments, MomentsSink
 from quincunx.inference.progress import Report, reporting
 from quincunx.inference.session import Group, Plan, Session
-from quincunx.inference.sinks import Memory
+from quincunx.inference.sinks import Memory, Sink
 from quincunx.inference.start import begin, check_start, given_values
-from quincunx.inference.stopping import INTERRUPTED, Until, Watch, interruptible
+from quincunx.inference.stopping import Until
 from quincunx.inference.store import StoreError, ZarrStore
+
+
+class Settings(TypedDict, total=False):
+    """The keyword arguments of `infer`, but for `blocking`; there they are described."""
+
+    num_warmup: int
+    num_samples: int
+    num_chains: int
+    key: int | Array
+    thinning: int
+    init: str | Mapping[str, Any] | None
+    coords: Mapping[str, Any] | None
+    chain_method: str
+    mesh: Mesh | None
+    store: str | Path | Moments | None
+    checkpoint: str | Path | Checkpoint | None
+    resume: bool
+    until: Until | None
+    keep_warmup: bool
+    progress: bool | Report
+
+
+@overload
+def infer(
+    model: Callable[..., Any],
+    data: Mapping[str, Any] | None = None,
+    method: str | Method | type[Method] = "nuts",
+    *,
+    blocking: Literal[True] = True,
+    **settings: Unpack[Settings],
+) -> Fit: ...
+
+
+@overload
+def infer(
+    model: Callable[..., Any],
+    data: Mapping[str, Any] | None = None,
+    method: str | Method | type[Method] = "nuts",
+    *,
+    blocking: Literal[False],
+    **settings: Unpack[Settings],
+) -> Run: ...
 
 
 def infer(
@@ -44,14 +89,15 @@ def infer(
     coords: Mapping[str, Any] | None = None,
     chain_method: str = "vectorized",
     mesh: Mesh | None = None,
-    store: str | Path | None = None,
+    store: str | Path | Moments | None = None,
     checkpoint: str | Path | Checkpoint | None = None,
     resume: bool = False,
     until: Until | None = None,
     keep_warmup: bool = False,
     progress: bool | Report = True,
+    blocking: bool = True,
     **unknown_arguments: Any,
-) -> Fit:
+) -> Fit | Run:
     """Draw from the posterior of a model.
 
     Args:
@@ -72,7 +118,8 @@ def infer(
             'parallel' (spread over the devices).
         mesh: a JAX mesh with an axis named `chains`, for 'parallel'; all devices by default.
         store: path ending in `.zarr` to which draws are appended while sampling, so that memory
-            does not grow with their number; the fit reads them from there as they are used.
+            does not grow with their number; the fit reads them from there as they are used. Or
+            a `Moments`, for draws too many to keep: figures of all of them and a subsample.
         checkpoint: folder in which the run is saved every 30 seconds, at the end of warm-up and
             at its end; or a `Checkpoint` with another interval.
         resume: continue the run saved in `checkpoint`, if there is one, wherever it stopped; the
@@ -81,16 +128,20 @@ def infer(
         keep_warmup: whether warm-up draws are kept, in groups of their own.
         progress: show progress on a terminal and print the verdict; or a function that is
             called with a `Progress` after each chunk.
+        blocking: `False` to return at once, once all arguments have been looked at, with a `Run`
+            that compiles and samples in a thread; it shows no bar and prints no verdict.
         **unknown_arguments: refused, with the nearest valid name.
 
     Returns:
         The fit: draws, verdict, costs. On Ctrl-C or SIGTERM the current chunk ends, the checkpoint
-        is written and the fit holds the draws so far; a second Ctrl-C leaves at once.
+        is written and the fit holds the draws so far; a second Ctrl-C leaves at once. With
+        `blocking=False` a handle of the run, whose `wait` returns the fit.
 
     Raises:
         ModelError: the model or its data are wrong.
         MethodError: the method cannot run on this model, or a setting is wrong.
-        CheckpointError: the checkpoint cannot be written, is damaged, or is of another run.
+        CheckpointError: the checkpoint cannot be written, is damaged, in use, or of another run.
+        StoreError: the store cannot be made, is in use, or exists already.
     """
     if unknown_arguments:
         _refuse(unknown_arguments)
@@ -110,87 +161,66 @@ def infer(
         raise MethodError(f"`{type(method).__name__}` is not a kernel that the driver can run.")
     preflight(density)
     chain_mesh, layout = _layout(chain_method, mesh, num_chains)
-    strategy, given = given_values(density, init, num_chains)
-    saver = None if checkpoint is None else _saver(checkpoint, resume=resume)
-    if resume and saver is None:
+    if resume and checkpoint is None:
         raise MethodError("`resume=True` needs `checkpoint=`, the folder to resume from.")
-    with reporting(f"{method.name} on {density.program.name}", progress=progress) as report:
-        groups = []
-        for chains in layout:
-            chosen = {name: value[chains] for name, value in given.items()}
-            carry, keys, found, positions = begin(method, strategy, density, key, chains, chosen)
-            check_start(density, found, positions)
-            carry, keys = _place(method, carry, keys, chain_mesh)
-            groups.append(Group(keys, carry))
-        sink = Memory() if store is None else _store(store, groups, density, plan)
+    label = f"{method.name} on {density.program.name}"
+    shown = progress if blocking or callable(progress) else False
+    with reporting(label, progress=shown) as report:
+        groups = _groups(method, density, key, layout, chain_mesh, init)
+        sink = _sink(store, groups, density, plan)
         session = Session(method, density, plan, groups, chain_mesh, sink, key, chain_method)
         session.compile_seconds = time.perf_counter() - clock
-        _run(session, report, saver, until)
-    fit = Fit.of(session)
+        job = Job(session, _saver(checkpoint), until, resume=resume)
+        if not blocking:
+            return Run(job, report, label)
+        fit = job.run(report)
     if progress is True:
         Console(stderr=True, soft_wrap=True).print(fit.verdict)
     return fit
 
 
-def _saver(checkpoint: str | Path | Checkpoint, *, resume: bool) -> Checkpoint:
-    saver = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
-    saver.prepare(resume=resume)
-    return saver
+def _groups(
+    method: Kernel,
+    density: Density,
+    key: Array,
+    layout: list[np.ndarray],
+    mesh: Mesh | None,
+    init: str | Mapping[str, Any] | None,
+) -> list[Group]:
+    """The chains at their starts, in groups that run together."""
+    strategy, given = given_values(density, init, sum(map(len, layout)))
+    groups = []
+    for chains in layout:
+        chosen = {name: value[chains] for name, value in given.items()}
+        carry, keys, found, positions = begin(method, strategy, density, key, chains, chosen)
+        check_start(density, found, positions)
+        carry, keys = _place(method, carry, keys, mesh)
+        groups.append(Group(keys, carry))
+    return groups
 
 
-def _store(path: str | Path, groups: list[Group], density: Density, plan: Plan) -> ZarrStore:
-    if Path(path).suffix != ".zarr":
-        raise StoreError(f"`store='{path}'` must end in `.zarr`.")
+def _saver(checkpoint: str | Path | Checkpoint | None) -> Checkpoint | None:
+    if checkpoint is None or isinstance(checkpoint, Checkpoint):
+        return checkpoint
+    return Checkpoint(checkpoint)
+
+
+def _sink(
+    store: str | Path | Moments | None, groups: list[Group], density: Density, plan: Plan
+) -> Sink:
+    """Where the draws are to go."""
+    if store is None:
+        return Memory()
+    if isinstance(store, Moments):
+        if plan.keep_warmup:
+            message = "`store=Moments()` does not keep warm-up draws: leave out `keep_warmup`, "
+            raise MethodError(message + "or store the draws in a path.")
+        return MomentsSink(store, len(groups), density)
+    if Path(store).suffix != ".zarr":
+        raise StoreError(f"`store='{store}'` must end in `.zarr`.")
     sizes = [group.size for group in groups]
     phases = ("posterior", "warmup") if plan.keep_warmup and plan.num_warmup else ("posterior",)
-    return ZarrStore(path, sizes, density.labels.dims, density.labels.coords, phases)
-
-
-def _run(session: Session, report: Report, saver: Checkpoint | None, until: Until | None) -> None:
-    """Run a session with checkpoints, a stopping rule and room for interruption."""
-    name = {} if saver is None else identity(session)
-    resumed = False
-    if saver is not None and saver.exists:
-        saver.read(session, name)
-        resumed = True
-        if session.done > session.plan.total:
-            message = f"The checkpoint in '{saver.folder}' is beyond `num_samples`; ask for more."
-            raise CheckpointError(message)
-    watch = None if until is None else Watch(until)
-
-    def write() -> str | None:
-        if saver is None:
-            return None
-        try:
-            saver.write(session, name)
-        except OSError as error:
-            return f"no checkpoint could be written to '{saver.folder}' ({error.strerror})"
-        return None
-
-    if isinstance(session.sink, ZarrStore) and not resumed:
-        session.sink.check()
-        write()  # so that a run killed from here on is resumed with its store
-        session.sink.create()
-    with interruptible() as interrupted:
-
-        def save() -> str | None:
-            return write() if saver is not None and saver.due(session) else None
-
-        def stop() -> str | None:
-            if interrupted():
-                return INTERRUPTED
-            return watch and watch.reached(session.sink, session.sample_seconds)
-
-        session.run(report, save=save, stop=stop)
-        session.outcome = _flush(session) or write() or session.outcome
-
-
-def _flush(session: Session) -> str | None:
-    try:
-        session.sink.flush()
-    except OSError as error:
-        return f"draws could not be written ({error.strerror})"
-    return None
+    return ZarrStore(store, sizes, density.labels.dims, density.labels.coords, phases)
 
 
 def _refuse(arguments: Mapping[str, Any]) -> None:

@@ -20,11 +20,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from quincunx.engine.density import Density
-from quincunx.engine.errors import QuincunxError
 from quincunx.inference.driver import TOTALS, Block, Carry, Limits, advance, buffer_length
 from quincunx.inference.method import Kernel, Machine
-from quincunx.inference.sinks import Memory
-from quincunx.inference.store import ZarrStore
+from quincunx.inference.sinks import Sink
 
 _NEVER = np.iinfo(np.int32).max // 2
 _PHASES = ("warmup", "posterior")
@@ -143,7 +141,7 @@ class Session:
         plan: Plan,
         groups: list[Group],
         mesh: Mesh | None,
-        sink: Memory | ZarrStore,
+        sink: Sink,
         key: Array,
         layout: str,
     ) -> None:
@@ -167,11 +165,7 @@ class Session:
             Group(group.keys, group.carry, group.done, copy.deepcopy(group.totals), group.step_size)
             for group in self.groups
         ]
-        if not isinstance(self.sink, Memory):
-            message = "The draws are in a store, which has one writer. Go on with "
-            raise QuincunxError(message + "`infer(store=..., checkpoint=..., resume=True)`.")
-        sink = Memory(self.sink.blocks)
-        settings = (self.method, self.density, self.plan, groups, self.mesh, sink)
+        settings = (self.method, self.density, self.plan, groups, self.mesh, self.sink.copy())
         session = Session(*settings, self.key, self.layout)
         session.compile_seconds = self.compile_seconds
         session.sample_seconds = self.sample_seconds

@@ -14,8 +14,7 @@ import numpy as np
 
 from quincunx.engine.errors import MethodError
 from quincunx.inference.diagnostics.convergence import convergence
-from quincunx.inference.sinks import Memory
-from quincunx.inference.store import ZarrStore
+from quincunx.inference.sinks import Sink
 
 _GROWTH = 1.25
 INTERRUPTED = "it was interrupted"
@@ -57,7 +56,7 @@ class Watch:
         self.until = until
         self._next = 50
 
-    def reached(self, sink: Memory | ZarrStore, seconds: float) -> str | None:
+    def reached(self, sink: Sink, seconds: float) -> str | None:
         """Why the run should stop now, or `None`."""
         until = self.until
         if until.seconds is not None and seconds >= until.seconds:

@@ -13,7 +13,8 @@ import xarray as xr
 import zarr
 
 from quincunx.engine.errors import QuincunxError
-from quincunx.inference.sinks import Block, Draws
+from quincunx.inference.locks import WriteLock
+from quincunx.inference.sinks import Block, Draws, Sink, draws_length
 
 _CHUNK_BYTES = 8 * 2**20
 _GROUPS = {
@@ -34,7 +35,7 @@ def plain_strings() -> Iterator[None]:
         yield
 
 
-class ZarrStore:
+class ZarrStore(Sink):
     """Append draws to a Zarr store; memory holds at most one chunk of them.
 
     The store is a tree of ArviZ's groups. Each array's chunks are written once they are full, and
@@ -60,9 +61,30 @@ class ZarrStore:
         self.coords = dict(coords)
         self.phases = tuple(phases)
         self.stored = {phase: [0] * len(self.sizes) for phase in self.phases}
-        self.blocks: list[Block] = []
         self._pending: dict[tuple[str, int], list[tuple[Draws, Draws]]] = {}
         self._arrays: dict[str, dict[str, Any]] = {}
+        self._lock = WriteLock(self.path.with_name(f".{self.path.name}.lock"))
+
+    @property
+    def label(self) -> str:
+        """The path."""
+        return str(self.path)
+
+    def acquire(self) -> None:
+        """Lock the store, by a file beside it.
+
+        Raises:
+            StoreError: another run is writing to it, or nothing can be written there.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(self.path, StoreError)
+        except OSError as error:
+            raise self._impossible(error) from error
+
+    def release(self) -> None:
+        """Unlock the store."""
+        self._lock.release()
 
     def check(self) -> None:
         """Refuse a path where there is something already.
@@ -83,8 +105,7 @@ class ZarrStore:
         try:
             zarr.create_group(str(self.path))
         except OSError as error:
-            message = f"The store '{self.path}' cannot be made: {error.strerror}."
-            raise StoreError(message) from error
+            raise self._impossible(error) from error
 
     def append(self, phase: str, group: int, draws: Draws, stats: Draws) -> None:
         """Take the draws of one chunk, `(chains of the group, draws, ...)`.
@@ -99,7 +120,7 @@ class ZarrStore:
                 self._arrays[name] = self._open(name, values)
         waiting = self._pending.setdefault((phase, group), [])
         waiting.append((draws, stats))
-        if sum(_length(block[0]) for block in waiting) >= self._chunk(draws, stats):
+        if sum(draws_length(block[0]) for block in waiting) >= self._chunk(draws, stats):
             self._write(phase, group)
 
     def flush(self) -> None:
@@ -114,7 +135,7 @@ class ZarrStore:
     def length(self, phase: str) -> int:
         """Draws that every chain has, in memory or on disk."""
         waiting = [
-            sum(_length(block[0]) for block in self._pending.get((phase, group), []))
+            sum(draws_length(block[0]) for block in self._pending.get((phase, group), []))
             for group in range(len(self.sizes))
         ]
         return min(a + b for a, b in zip(self.stored[phase], waiting, strict=True))
@@ -123,9 +144,15 @@ class ZarrStore:
         """How much is stored, for a checkpoint."""
         return {phase: list(counts) for phase, counts in self.stored.items()}
 
-    def restore(self, position: Mapping[str, list[int]], blocks: Sequence[Block]) -> None:
+    def arrays(self) -> Draws:
+        """Nothing: the draws are on disk."""
+        return {}
+
+    def restore(
+        self, position: Mapping[str, list[int]], arrays: Draws, blocks: Sequence[Block]
+    ) -> None:
         """Go on after the first draws that a checkpoint counts; later ones are written anew."""
-        del blocks
+        del arrays, blocks
         if not self.path.exists():
             self.create()
         self.stored = {phase: list(position[phase]) for phase in self.phases}
@@ -144,6 +171,29 @@ class ZarrStore:
         self.flush()
         dataset = self._dataset(_GROUPS[phase][0], self.length(phase))
         return {str(name): dataset[name] for name in dataset.data_vars}
+
+    def copy(self) -> ZarrStore:
+        """Refused: a store has one writer.
+
+        Raises:
+            QuincunxError: always.
+        """
+        message = "The draws are in a store, which has one writer. Go on with "
+        raise QuincunxError(message + "`infer(store=..., checkpoint=..., resume=True)`.")
+
+    def groups(self) -> dict[str, Draws]:
+        """None: the draws are on disk."""
+        return {}
+
+    def complete(self, tree: xr.DataTree, attributes: Mapping[str, Any], *, ended: bool) -> None:
+        """Give the tree the stored draws; once the run has ended, give the store the rest."""
+        if ended:
+            others = {str(name): node.to_dataset() for name, node in tree.children.items()}
+            self.annotate(attributes, others)
+        else:
+            self.flush()
+        for name, node in self.tree().children.items():
+            tree[name] = xr.DataTree(node.to_dataset())
 
     def tree(self) -> xr.DataTree:
         """The tree of what is stored, loaded as it is used; draws that could not be written too."""
@@ -169,6 +219,10 @@ class ZarrStore:
         root = zarr.open_group(str(self.path), mode="r+")
         for name in _GROUPS["posterior"]:
             root[name].attrs.update(dict(attributes))
+
+    def _impossible(self, error: OSError) -> StoreError:
+        message = f"The store '{self.path}' cannot be made: {error.strerror}. "
+        return StoreError(message + "Name a path in a folder that you may write.")
 
     def _dataset(self, name: str, length: int) -> xr.Dataset:
         opened = xr.open_zarr(self.path, group=name, consolidated=False, chunks=None)
@@ -227,7 +281,7 @@ class ZarrStore:
 
     def _write(self, phase: str, group: int) -> None:
         waiting = self._pending.get((phase, group), [])
-        length = sum(_length(block[0]) for block in waiting)
+        length = sum(draws_length(block[0]) for block in waiting)
         if not length:
             return
         start = self.stored[phase][group]
@@ -243,7 +297,3 @@ class ZarrStore:
                 array[chains, start : start + length] = values
         self.stored[phase][group] = start + length
         self._pending[phase, group] = []
-
-
-def _length(draws: Draws) -> int:
-    return next(iter(draws.values())).shape[1]

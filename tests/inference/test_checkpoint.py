@@ -161,7 +161,7 @@ def test_damaged_files_are_refused_or_the_previous_checkpoint_serves(tmp_path):
     session, name = saver.session, saver.identity
     assert name == identity(session)
     newest, before = sessions[-1][0], sessions[-2][0]
-    files = sorted(path for path in folder.iterdir())
+    files = sorted(path for path in folder.iterdir() if path.name != "lock")
     rng = np.random.default_rng(5)
     outcomes = []
     for case in range(240):
@@ -216,6 +216,44 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path):
     blocked.write_text("not a folder")
     with pytest.raises(qx.CheckpointError, match="cannot be written to .*Name a folder"):
         qx.infer(conjugate, Y, checkpoint=blocked, **RUN)
+
+
+def test_a_first_checkpoint_that_cannot_be_written_is_told_at_once(tmp_path, monkeypatch):
+    def full(path, data):
+        if path.name != "probe":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(path, data)
+
+    original = module._write
+    monkeypatch.setattr(module, "_write", full)
+    chunks = []
+    store = tmp_path / "draws.zarr"
+    for more in ({}, {"store": store}):
+        settings = {**RUN, **more, "progress": chunks.append}
+        with pytest.raises(qx.CheckpointError, match="No space left .*Name a folder"):
+            qx.infer(conjugate, Y, checkpoint=tmp_path / "run", **settings)
+    assert not chunks
+    assert not store.exists()
+    monkeypatch.setattr(module, "_write", original)
+    fit = qx.infer(conjugate, Y, checkpoint=tmp_path / "run", store=store, **RUN)
+    assert fit.posterior.sizes["draw"] == 60
+
+
+def test_a_folder_has_one_writer(tmp_path, whole):
+    refused = []
+
+    def report(progress):
+        with pytest.raises(qx.CheckpointError, match="Another run is writing to .*run'") as error:
+            qx.infer(conjugate, Y, checkpoint=tmp_path / "run", resume=True, **RUN)
+        refused.append(error)
+
+    same(
+        qx.infer(conjugate, Y, checkpoint=tmp_path / "run", **{**RUN, "progress": report}),
+        whole["nuts"],
+    )
+    assert refused
+    again = qx.infer(conjugate, Y, checkpoint=tmp_path / "run", resume=True, **RUN)
+    same(again, whole["nuts"])
 
 
 def test_a_disk_that_fills_up_ends_the_run_with_its_draws(tmp_path, monkeypatch):

@@ -96,19 +96,24 @@ def live(order, errors, kill=None):
     return Life(start, said["chunk"], said["saved"], bool(said["stalled"]), process.returncode)
 
 
-def reference(kernel, layout, folder):
+def order_of(kernel, layout, out, *, moments=False):
+    """What a victim is told."""
+    return {"kernel": kernel, "layout": layout, "run": RUN, "out": str(out), "moments": moments}
+
+
+def reference(kernel, layout, folder, *, moments=False):
     """What an uninterrupted run gives, without checkpoints."""
     out, errors = folder / "whole.npz", folder / "whole.log"
-    with victim({"kernel": kernel, "layout": layout, "run": RUN, "out": str(out)}, errors) as run:
+    with victim(order_of(kernel, layout, out, moments=moments), errors) as run:
         run.communicate()
     assert run.returncode == 0, errors.read_text()
     return dict(np.load(out))
 
 
-def killed(kernel, layout, kills, folder):
+def killed(kernel, layout, kills, folder, *, moments=False):
     """Kill a run again and again, then let it end; what was saved is never lost."""
     out = folder / "out.npz"
-    order = {"kernel": kernel, "layout": layout, "run": RUN, "out": str(out)}
+    order = order_of(kernel, layout, out, moments=moments)
     order["folder"] = str(folder / "checkpoint")
     saved = 0
     for number, kill in enumerate([*kills, None]):
@@ -134,8 +139,11 @@ def same(one, other):
         assert one[name].dtype == values.dtype, name
         np.testing.assert_array_equal(one[name], values, err_msg=name)
         assert one[name].tobytes() == values.tobytes(), name
-    assert one["posterior|mu"].shape == (4, 400)
-    assert one["warmup_posterior|mu"].shape == (4, 200)
+    if "posterior_moments|mu" in one:
+        assert one["posterior|mu"].shape == (4, 100)
+    else:
+        assert one["posterior|mu"].shape == (4, 400)
+        assert one["warmup_posterior|mu"].shape == (4, 200)
 
 
 def test_a_killed_run_is_the_uninterrupted_one(tmp_path, rng):
@@ -192,3 +200,20 @@ def test_runs_survive_kills_in_every_phase(tmp_path, rng, whole, kernel, layout,
     case = CASES.index((kernel, layout))
     kills = moments(phase, rng.spawn(case + 1)[-1], case)
     same(killed(kernel, layout, kills, tmp_path), whole(kernel, layout))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kernel", "layout"), [("nuts", "sequential"), ("random_walk", "parallel")]
+)
+def test_running_figures_survive_kills(tmp_path, rng, kernel, layout):
+    """In sampling, twice, and while a checkpoint with the figures is written."""
+    kills = [
+        Kill(int(rng.integers(201, 300)), None, rng.uniform(0, 0.05)),
+        Kill(int(rng.integers(300, 480)), 1, 0.0),
+        Kill(0, None, rng.uniform(0, 0.05)),
+    ]
+    whole = reference(kernel, layout, tmp_path, moments=True)
+    found = killed(kernel, layout, kills, tmp_path, moments=True)
+    assert {"posterior_moments|mu", "posterior_covariance|covariance"} <= set(whole)
+    same(found, whole)

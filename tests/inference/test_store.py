@@ -84,6 +84,22 @@ def test_a_store_is_never_overwritten(tmp_path):
         qx.infer(conjugate, Y, store=tmp_path / "file" / "draws.zarr", **RUN)
 
 
+def test_a_store_has_one_writer(tmp_path):
+    refused = []
+
+    def report(progress):
+        with pytest.raises(qx.StoreError, match="Another run is writing to .*draws.zarr'"):
+            qx.infer(conjugate, Y, store=tmp_path / "draws.zarr", **RUN)
+        refused.append(progress)
+
+    path = tmp_path / "draws.zarr"
+    fit = qx.infer(conjugate, Y, store=path, **{**RUN, "progress": report})
+    assert refused
+    xr.testing.assert_equal(fit.posterior, qx.infer(conjugate, Y, **RUN).posterior)
+    with pytest.raises(qx.StoreError, match="something at .* already"):
+        qx.infer(conjugate, Y, store=path, **RUN)
+
+
 @pytest.mark.usefixtures("small_chunks")
 def test_a_full_disk_loses_no_draw(tmp_path, monkeypatch):
     import errno

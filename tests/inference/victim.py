@@ -1,9 +1,10 @@
 """A run in a process of its own, that reports what it does and waits where it is told to be killed.
 
 `python -m tests.inference.victim ORDER`, with the order in JSON: `kernel`, `layout`, `run` (further
-arguments of `infer`), `out` (where draws go), and for a run with checkpoints `folder` and, to be
-stalled, `after` and `point`: the number of a moment while files are written, counted from the first
-checkpoint with so many transitions. Lines on stdout are a word and a number of transitions:
+arguments of `infer`), `moments` (whether only figures of the draws are kept), `out` (where all that
+is kept goes), and for a run with checkpoints `folder` and, to be stalled, `after` and `point`: the
+number of a moment while files are written, counted from the first checkpoint with so many
+transitions. Lines on stdout are a word and a number of transitions:
 `resumed`, `chunk`, `saved`, and `stalled`.
 """
 
@@ -19,6 +20,7 @@ import numpy as np
 
 import quincunx as qx
 from quincunx.inference import checkpoint, session
+from quincunx.inference import moments as module
 from tests.laws.kernels import RandomWalk
 from tests.scenarios import conjugate
 
@@ -111,8 +113,8 @@ def keep(fit, path):
     """Everything about a fit that must not depend on where it was broken off."""
     arrays = {
         f"{group}|{name}": values.values
-        for group in ("posterior", "sample_stats", "warmup_posterior", "warmup_sample_stats")
-        for name, values in fit.tree[group].data_vars.items()
+        for group, node in fit.tree.children.items()
+        for name, values in node.data_vars.items()
     }
     costs = {name: cost for name, cost in fit.costs.items() if not name.endswith("_seconds")}
     np.savez(path, **arrays, **{f"costs|{name}": cost for name, cost in costs.items()})
@@ -121,6 +123,9 @@ def keep(fit, path):
 def main(order):
     jax.config.update("jax_enable_x64", True)
     settings = {**order["run"], "chain_method": order["layout"], "progress": False}
+    if order["moments"]:
+        module._BLOCK = 16
+        settings |= {"store": qx.Moments(keep=50), "keep_warmup": False}
     if "folder" in order:
         stall = Stall(order["after"], order["point"]) if "after" in order else None
         report_saves(stall)

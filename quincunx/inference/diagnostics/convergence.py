@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 _TAIL = (0.05, 0.95)
-_VALUES = 2_000_000
+_VALUES = 1_000_000
 
 
 class Convergence(NamedTuple):

@@ -107,10 +107,11 @@ def _mixing(found: Convergence, free: np.ndarray, chains: int) -> list[Finding]:
     return findings
 
 
-def _hamiltonian(stats: Mapping[str, np.ndarray]) -> list[Finding]:
+def _hamiltonian(
+    stats: Mapping[str, np.ndarray], diverged: tuple[int, int] | None
+) -> list[Finding]:
     findings = []
-    count = int(np.sum(stats["diverging"]))
-    total = stats["diverging"].size
+    count, total = diverged or (int(np.sum(stats["diverging"])), stats["diverging"].size)
     if count:
         status: Status = "suspect" if count < 0.1 * total else "failed"
         reason = f"{count} of {total} transitions diverged: parts of the posterior are missed."
@@ -149,6 +150,7 @@ def judge(
     free: np.ndarray,
     kind: Kind,
     outcome: str = "",
+    diverged: tuple[int, int] | None = None,
 ) -> Verdict:
     """Judge the draws of Markov chains.
 
@@ -158,13 +160,14 @@ def judge(
         free: which parameters are random; a deterministic quantity may rightly be constant.
         kind: what the method promises; only an exact method can be `ok` from these alone.
         outcome: why the run ended before its plan, if it did.
+        diverged: how many of how many draws diverged, where `stats` are of some draws only.
     """
     chains, length = stats["lp"].shape
     if not length:
         advice = "Let the run get beyond its warm-up."
         return Verdict.of([Finding("failed", "There are no draws yet.", advice)], outcome)
     findings = _movement(found, free) + _mixing(found, free, chains)
-    findings += _hamiltonian(stats) + _slicing(stats)
+    findings += _hamiltonian(stats, diverged) + _slicing(stats)
     if not np.isfinite(stats["lp"]).all():
         reason = "The log density was not finite at some draws."
         findings.append(Finding("failed", reason, "Look for NaN in the model's terms."))
