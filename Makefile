@@ -34,6 +34,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/density.py
 	$(BIN)/python benchmarks/cold_start.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python -m benchmarks.slices
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

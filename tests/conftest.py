@@ -17,6 +17,13 @@ def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "error::quincunx.ModelWarning")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled():
+    """Compiled programs hold memory maps, of which a process may have some ten thousand."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def schools():
     """A fit of eight schools with labels, warm-up kept."""

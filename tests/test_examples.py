@@ -100,6 +100,20 @@ def test_own_method():
     assert acceptance == pytest.approx(0.25, abs=0.1)
 
 
+def test_black_box():
+    fit = run("black_box")
+    assert fit.verdict.status != "failed"
+    assert mean(fit, "contact") == pytest.approx(0.6, abs=0.05)
+    assert mean(fit, "recovery") == pytest.approx(0.15, abs=0.02)
+
+
+def test_directions(capsys):
+    fit = run("directions")
+    assert fit.verdict.status != "failed"
+    resultant = re.findall(r"-?\d\.\d*", capsys.readouterr().out.splitlines()[-1])
+    np.testing.assert_allclose(mean(fit, "mean"), np.array(resultant, float), atol=0.05)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_code_in_the_documentation_runs(page, tmp_path, monkeypatch):

@@ -6,20 +6,28 @@ the draws x_i of all chains in the window,
 
     w_i = (d + nu) / (nu + |y_i|^2),
     m   = sum w_i x_i / sum w_i,
-    S   = kappa sum w_i (x_i - m)(x_i - m)^T / sum w_i,
-    B B^T = (1 - a) S + a diag(S),    a = d / (d + n_eff),
+    S   = kappa sum w_i (x_i - m)(x_i - m)^T / sum w_i = D R D,    R = V diag(l) V^T,
+    B B^T = D' V diag(l') V^T D',
+    log l'_k = (1 - c) n_k / (n_k + d) log l_k,    c = min(1, d^2 / (n sum_k (l_k - 1)^2)).
 
-with n_eff the number of draws in the window times (1 - rho) / (1 + rho), rho the lag-1
-autocorrelation: few or slowly mixing draws give a diagonal B. The weights are those of a Student-t
-law with nu = 4 degrees of freedom: draws far out in a heavy tail do not carry the estimate away.
-kappa makes S the covariance where the law is Gaussian. A window forgets: what it learnt before a
-renewal counts 0.7 after it. After warm-up m and B stay as they are, so that the chains are Markov
-chains.
+D holds the standard deviations and R the correlations. Chance alone gives sum (l_k - 1)^2 near
+d^2 / n; so c is the share of the correlations that it explains (Ledoit and Wolf 2004). n is the
+number of draws times (1 - rho) / (1 + rho), rho the lag-1 autocorrelation of all directions
+together; n_k is the same in the direction k alone if that is more, less what a random walk would
+show. Narrow directions mix before wide ones do and are learnt from few draws; what slow chains seem
+to tell of the rest is not believed. The log scales log D' are drawn towards their mean by the share
+of their variance that chance explains, 1 / (2 n).
 
-Pooling, schedule and the need for both centre and covariance: Schaer, Habeck and Rudolf (2024),
-Parallel affine transformation tuning of Markov chain Monte Carlo, ICML; the weights: Kent, Tyler
-and Vardi (1994), A curious likelihood identity for the multivariate t-distribution,
-Communications in Statistics 23:441.
+The weights are those of a Student-t law with nu = 4 degrees of freedom: draws far out in a heavy
+tail do not carry the estimate away. kappa makes S the covariance where the law is Gaussian. A window
+forgets: what it learnt before a renewal counts 0.7 after it. After warm-up m and B stay as they
+are, so that the chains are Markov chains.
+
+Pooling and the need for both centre and covariance: Schaer, Habeck and Rudolf (2024), Parallel
+affine transformation tuning of Markov chain Monte Carlo, ICML; the weights: Kent, Tyler and Vardi
+(1994), A curious likelihood identity for the multivariate t-distribution, Communications in
+Statistics 23:441; shrinkage: Ledoit and Wolf (2004), A well-conditioned estimator for
+large-dimensional covariance matrices, Journal of Multivariate Analysis 88:365.
 """
 
 from __future__ import annotations
@@ -51,7 +59,7 @@ class Window(NamedTuple):
         weight: sum of weights.
         first: weighted sum of x - m, `(dim,)`.
         second: weighted sum of (x - m)(x - m)^T, `(dim, dim)`, or of its diagonal, `(dim,)`.
-        jumps: as `second`, of what the transitions added to x.
+        jumps: as `second`, of what the transitions added to sqrt(w) (x - m).
         steps: number of transitions.
     """
 
@@ -127,35 +135,40 @@ def schedule(num_warmup: int) -> Stage:
     return Stage(renew, gain.astype(jax.dtypes.canonicalize_dtype(float)))
 
 
-def learn(affine: Affine, x: Array, y: Array, jump: Array, dim: int, pool: Pool) -> Affine:
+Places = tuple[Array, Array]
+
+
+def learn(affine: Affine, now: Places, before: Places, dim: int, pool: Pool) -> Affine:
     """Take in the draws of all chains.
 
     Args:
         affine: the map.
-        x: positions, `(chains, dim)`; coordinates that are not tuned are to equal the centre.
-        y: the same in latent coordinates.
-        jump: what the last transition added to the positions.
+        now: positions, `(chains, dim)`, and the same in latent coordinates; coordinates that are
+            not tuned are to equal the centre.
+        before: the same before the last transition.
         dim: number of coordinates that are tuned.
         pool: sums over devices.
     """
     if not isinstance(affine.window, Window):
         return affine
-    window, offset = affine.window, x - affine.centre[None]
-    weight = (dim + _NU) / (_NU + jnp.sum(y**2, axis=1))
+    window = affine.window
+
+    def tapered(places: Places) -> tuple[Array, Array]:
+        x, y = places
+        weight = (dim + _NU) / (_NU + jnp.sum(y**2, axis=1))
+        return weight, jnp.sqrt(weight)[:, None] * (x - affine.centre[None])
 
     def second(values: Array) -> Array:
-        weighted = weight[:, None] * values
-        return (
-            weighted.T @ values if window.second.ndim == 2 else jnp.sum(weighted * values, axis=0)
-        )
+        return values.T @ values if window.second.ndim == 2 else jnp.sum(values**2, axis=0)
 
+    weight, offset = tapered(now)
     added = Window(
-        jnp.asarray(x.shape[0], x.dtype),
+        jnp.asarray(len(weight), weight.dtype),
         jnp.sum(weight),
-        jnp.sum(weight[:, None] * offset, axis=0),
+        jnp.sum(jnp.sqrt(weight)[:, None] * offset, axis=0),
         second(offset),
-        second(jump),
-        jnp.zeros((), x.dtype),
+        second(offset - tapered(before)[1]),
+        jnp.zeros((), weight.dtype),
     )
     grown = jax.tree.map(lambda a, b: a + pool(b), window, added)
     return affine._replace(window=grown._replace(steps=window.steps + 1))
@@ -167,15 +180,25 @@ def renew(affine: Affine, dim: int) -> Affine:
         return affine
     window = affine.window
     shift = window.first / window.weight
-    moment = window.second / window.weight
+    second, jumps = window.second / window.weight, window.jumps / window.weight
     kappa = _consistency(dim)
     if window.second.ndim == 1:
-        factor: Array = _scales(kappa * (moment - shift**2), affine.factor)
+        scales = _scales(kappa * (second - shift**2), affine.factor)
+        values = jnp.where(second > 0, 1.0, 0.0)
+        independent = window.count * _overall(values, jumps / scales**2)
+        factor: Array = _evened(scales, second > 0, independent, dim)
     else:
-        covariance = kappa * (moment - shift[:, None] * shift[None, :])
-        old = jnp.sqrt(jnp.sum(affine.factor**2, axis=1))
-        scales = _scales(jnp.diagonal(covariance), old)
-        factor = scales[:, None] * _correlated(covariance, scales, window, dim)
+        covariance = kappa * (second - shift[:, None] * shift[None, :])
+        scales = _scales(jnp.diagonal(covariance), jnp.sqrt(jnp.sum(affine.factor**2, axis=1)))
+        products = scales[:, None] * scales[None, :]
+        correlation = covariance / products
+        values, vectors = jnp.linalg.eigh(correlation)
+        jumps = jnp.sum(vectors * (jumps / products @ vectors), axis=0)
+        independent = window.count * _overall(values, jumps)
+        moved = jnp.diagonal(correlation) > 0
+        scales = _evened(scales, moved, independent, dim)
+        each = jnp.maximum(window.count * _each(values, jumps, window.steps), independent)
+        factor = scales[:, None] * _correlated(values, vectors, independent, each, dim)
     shift = jnp.where(jnp.isfinite(shift), shift, 0.0)
     return Affine(affine.centre + shift, factor, _recentred(affine.window, shift))
 
@@ -192,30 +215,52 @@ def _recentred(window: Window, shift: Array) -> Window:
     return jax.tree.map(lambda total: _KEPT * total, kept)
 
 
-def _correlated(covariance: Array, scales: Array, window: Window, dim: int) -> Array:
-    """Cholesky factor of the correlations, drawn towards 0 where few draws tell of them."""
-    products = scales[:, None] * scales[None, :]
-    values, vectors = jnp.linalg.eigh(covariance / products)
-    jumps = window.jumps / window.weight / products
-    jumps = jnp.sum(vectors * (jumps @ vectors), axis=0)
-    independent = window.count * _efficiency(values, jumps, window.steps, dim)
-    share = independent / (independent + dim)
-    one = jnp.eye(len(scales), dtype=scales.dtype)
-    cholesky = jnp.linalg.cholesky(jnp.where(one > 0, one, share * covariance / products))
+def _evened(scales: Array, moved: Array, independent: Array, dim: int) -> Array:
+    """Scales whose logarithms are drawn towards their mean as far as chance explains them."""
+    if dim < 2:
+        return scales
+    logs = jnp.where(moved, jnp.log(scales), 0.0)
+    mean = jnp.sum(logs) / dim
+    spread = jnp.sum(jnp.where(moved, (logs - mean) ** 2, 0.0)) / dim
+    chance = 0.5 / jnp.maximum(independent, 1.0)
+    share = jnp.clip(chance / jnp.maximum(spread, 1e-12), 0.0, 1.0)
+    return jnp.where(moved, jnp.exp(logs + share * (mean - logs)), scales)
+
+
+def _correlated(values: Array, vectors: Array, independent: Array, each: Array, dim: int) -> Array:
+    """Cholesky factor of the correlations, drawn towards 0 as far as chance explains them."""
+    spread = jnp.sum(jnp.where(values > 0, (values - 1) ** 2, 0.0))
+    chance = dim**2 / jnp.maximum(independent, 1.0)
+    explained = jnp.clip(chance / jnp.maximum(spread, 1e-12), 0.0, 1.0)
+    logs = jnp.log(jnp.where(values > _least(values), values, 1.0))
+    logs = logs * (1 - explained) * (each / (each + dim))
+    cholesky = jnp.linalg.cholesky((vectors * jnp.exp(logs)[None, :]) @ vectors.T)
+    one = jnp.eye(len(values), dtype=values.dtype)
     return jnp.where(jnp.all(jnp.isfinite(cholesky)), cholesky, one)
 
 
-def _efficiency(variance: Array, jumps: Array, steps: Array, dim: int) -> Array:
-    """Effective draws per draw, (1 - rho) / (1 + rho).
+def _each(variance: Array, jumps: Array, steps: Array) -> Array:
+    """Effective draws per draw in each principal direction, in ascending order of variance.
 
-    The lag-1 autocorrelation rho is 1 - (sum of squared jumps) / (2 sum of variances) where all
-    directions mix alike. Where some are slow, rho is a mean over principal directions, of which a
-    random walk would have 1 - rho = (pi dim / steps)^2 / 6.
+    The k-th largest of a random walk would have 1 - rho = 1 - cos(pi k / steps); no more than that
+    counts for nothing.
     """
-    overall = jnp.sum(jumps) / (2 * jnp.sum(variance))
-    each = jnp.where(variance > 0, jumps / (2 * jnp.where(variance > 0, variance, 1.0)), 0.0)
-    each = jnp.sum(jnp.clip(each, 0.0, 1.0)) / dim - (np.pi * dim / steps) ** 2 / 6
-    ratio = jnp.clip(jnp.maximum(overall, each), 0.0, 1.0)
+    moved = variance > _least(variance)
+    found = jnp.where(moved, jumps / (2 * jnp.where(moved, variance, 1.0)), 0.0)
+    order = jnp.arange(len(variance), 0, -1)
+    walk = 1 - jnp.cos(np.pi * jnp.minimum(order / steps, 1.0))
+    ratio = jnp.clip(found - walk, 0.0, 1.0)
+    return ratio / (2 - ratio)
+
+
+def _least(values: Array) -> float:
+    """What rounding makes of a variance of 0 among correlations."""
+    return 10 * len(values) * float(jnp.finfo(values.dtype).eps)
+
+
+def _overall(variance: Array, jumps: Array) -> Array:
+    """Effective draws per draw, (1 - rho) / (1 + rho), rho that of all directions together."""
+    ratio = jnp.clip(jnp.sum(jumps) / (2 * jnp.sum(variance)), 0.0, 1.0)
     return ratio / (2 - ratio)
 
 

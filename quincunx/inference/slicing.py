@@ -128,7 +128,7 @@ class State(NamedTuple):
         x: position.
         y: the same in latent coordinates; 0 for coordinates of unit vectors.
         gap: log density above that at the centre.
-        jump: what the last transition added to x.
+        before: x and y before the last transition.
         owed: evaluations that tuning made since the last transition.
         slice: the transition in progress.
         tuning: what the chains share.
@@ -137,7 +137,7 @@ class State(NamedTuple):
     x: Array
     y: Array
     gap: Array
-    jump: Array
+    before: tuple[Array, Array]
     owed: Array
     slice: Slice
     tuning: Tuning
@@ -259,7 +259,7 @@ class SliceSampler(Machine):
             x, x, x, x, x, later, none, none + _DONE, zero, zero, zero, zero, none, none, none,
             zero, jnp.zeros(2, jnp.uint32), zero, zero, none, none, none, no, no,
         )  # fmt: skip
-        return State(x, y, self.value(density, x), 0 * x, none, idle, tuning)
+        return State(x, y, self.value(density, x), (x, y), none, idle, tuning)
 
     def begin(self, density: Density, state: State, key: Array) -> State:
         """Choose the plane, the bound and the first candidate."""
@@ -329,7 +329,7 @@ class SliceSampler(Machine):
             evaluations=s.evaluations,
             extra=extra,
         )
-        return state._replace(x=x, y=y, gap=s.gap, jump=x - state.x), info
+        return state._replace(x=x, y=y, gap=s.gap, before=(state.x, state.y)), info
 
     def position(self, state: State) -> Array:
         """The position of a state."""
@@ -352,8 +352,12 @@ class SliceSampler(Machine):
             tuning = tuning._replace(log_width=log_width.astype(tuning.log_width.dtype))
         if not tuning.affine.learns or not layout.dim:
             return states._replace(tuning=tuning)
-        x = jnp.where(layout.mask[None], states.x, tuning.affine.centre[None])
-        found = affine.learn(tuning.affine, x, states.y, states.jump, layout.dim, pool)
+
+        def placed(x: Array) -> Array:
+            return jnp.where(layout.mask[None], x, tuning.affine.centre[None])
+
+        now, before = (placed(states.x), states.y), (placed(states.before[0]), states.before[1])
+        found = affine.learn(tuning.affine, now, before, layout.dim, pool)
         states = states._replace(tuning=tuning._replace(affine=found))
         renew = functools.partial(self._renew, density)
         return jax.lax.cond(stage.renew, renew, lambda states: states, states)

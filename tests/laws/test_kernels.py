@@ -40,7 +40,8 @@ Y = np.array([0.3, 1.9, -0.4, 2.2, 1.1])
 
 @pytest.fixture(scope="module", params=KERNELS)
 def kernel(request):
-    return KERNELS[request.param]
+    yield KERNELS[request.param]
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="module")
