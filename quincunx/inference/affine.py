@@ -19,9 +19,9 @@ to tell of the rest is not believed. The log scales log D' are drawn towards the
 of their variance that chance explains, 1 / (2 n).
 
 The weights are those of a Student-t law with nu = 4 degrees of freedom: draws far out in a heavy
-tail do not carry the estimate away. kappa makes S the covariance where the law is Gaussian. A window
-forgets: what it learnt before a renewal counts 0.7 after it. After warm-up m and B stay as they
-are, so that the chains are Markov chains.
+tail do not carry the estimate away. kappa makes S the covariance where the law is Gaussian. What a
+window learnt before a renewal counts 0.7 after it. After warm-up m and B stay as they are, so that
+the chains are Markov chains.
 
 Pooling and the need for both centre and covariance: Schaer, Habeck and Rudolf (2024), Parallel
 affine transformation tuning of Markov chain Monte Carlo, ICML; the weights: Kent, Tyler and Vardi

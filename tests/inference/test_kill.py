@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 RUN = {"num_warmup": 200, "num_samples": 400, "num_chains": 4, "key": 11, "keep_warmup": True}
 TOTAL = 600
 DEVICES = {"vectorized": 1, "sequential": 1, "parallel": 4}
-KERNELS = ("nuts", "random_walk")
+KERNELS = ("nuts", "random_walk", "polar_slice")
 POINTS = 12  # half, whole, renamed; of draws, state, previous manifest, manifest
 LIMIT = 300
 

@@ -8,6 +8,7 @@ transitions. Lines on stdout are a word and a number of transitions:
 `resumed`, `chunk`, `saved`, and `stalled`.
 """
 
+import functools
 import io
 import json
 import os
@@ -24,7 +25,11 @@ from quincunx.inference import moments as module
 from tests.laws.kernels import RandomWalk
 from tests.scenarios import conjugate
 
-KERNELS = {"nuts": qx.NUTS, "random_walk": RandomWalk}
+KERNELS = {
+    "nuts": qx.NUTS,
+    "polar_slice": qx.PolarSlice,
+    "random_walk": functools.partial(RandomWalk, execution="free"),
+}
 Y = {"y": np.array([0.3, 1.9, -0.4, 2.2, 1.1])}
 
 

@@ -11,7 +11,7 @@ from scipy import stats
 
 import quincunx as qx
 import quincunx.distributions as dist
-from tests.laws.kernels import ColdNUTS
+from tests.laws.kernels import ColdNUTS, NoJacobian
 
 SIMULATIONS, DRAWS = 300, 15
 
@@ -58,12 +58,23 @@ def smallest_p_value(kernel):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kernel", [qx.NUTS(target_accept=0.9)])
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        qx.NUTS(target_accept=0.9),
+        qx.PolarSlice(),
+        qx.EllipticalSlice(),
+        qx.HitAndRunSlice(),
+    ],
+    ids=lambda kernel: kernel.name,
+)
 def test_ranks_are_uniform(kernel):
     assert smallest_p_value(kernel) > 1e-3
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("broken", [ColdNUTS(target_accept=0.9, power=2.0)])
+@pytest.mark.parametrize(
+    "broken", [ColdNUTS(target_accept=0.9, power=2.0), NoJacobian(radial="linear")]
+)
 def test_the_ranks_of_a_broken_kernel_are_not(broken):
     assert smallest_p_value(broken) < 1e-4
