@@ -13,7 +13,7 @@ Each of the two leaves the law on {(r, theta): l > log t} as it is, so the poste
 Heavy tails cost little, since the radius moves freely; m and B are tuned in warm-up, for the
 sampler presumes the mass around m on one scale. No gradient is used.
 
-With `radial="log"` the radius moves in s = log r under a threshold of its own, on
+With `radial="log"`, the default, the radius moves in s = log r under a threshold of its own, on
 d s + log pi(m + e^s B theta'); the bracket then has the same width at every scale.
 
 Schaer, Habeck and Rudolf (2023), Gibbsian polar slice sampling, ICML; tuning: the same (2024),
@@ -42,7 +42,7 @@ class PolarSlice(SliceSampler):
     Attributes:
         affine: what warm-up tunes: `covariance` (centre and covariance), `variance` (centre and
             scales) or `none` (the sampler works about the origin).
-        radial: `linear` moves the radius, `log` its logarithm.
+        radial: `log` moves the logarithm of the radius, `linear` the radius itself.
         width: the first bracket of the radius in latent units (of log r where `radial` is
             `log`); by default adapted in warm-up from sqrt(d) / 2 (from 1).
         max_steps_out: how many widths the bracket may grow to.
