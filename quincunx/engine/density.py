@@ -314,7 +314,9 @@ class Density(eqx.Module):
             order = self.order.get(name)
             if isinstance(indices, Block):
                 _check_block(indices, name, plates[name].size)
-                rows[name] = Block(indices.start, indices.size, indices.count, order, indices.weight)
+                rows[name] = Block(
+                    indices.start, indices.size, indices.count, order, indices.weight
+                )
                 continue
             indices = rows[name] = jnp.asarray(indices)
             if not indices.shape or indices.shape[0] == 0:

@@ -2,8 +2,8 @@
 
 The rows of the data plate are shuffled into a copy that all chains share, and cut into K blocks
 whose sizes differ by one row at most. An epoch of a chain visits all blocks, in an order that is
-drawn anew for each chain and epoch. So a minibatch is a contiguous slice of the shuffled copy, which
-costs a fraction of a gather of its rows. The copy is shuffled anew once in `_EPOCHS` epochs.
+drawn anew for each chain and epoch. So a minibatch is a contiguous slice of the shuffled copy,
+which costs a fraction of a gather of its rows. The copy is shuffled anew once in `_EPOCHS` epochs.
 
 With n_k rows in block k of N rows, the estimate from a block is
 
@@ -91,9 +91,10 @@ def obstacle(density: Density) -> str | None:
     if len(plates) > 1:
         names = ", ".join(f"'{plate.name}'" for plate in plates)
         return f"it takes minibatches of one data plate, and the model has several: {names}."
+    plate = plates[-1]
     for site in program.latents:
-        if plates[0].name in site.plates:
-            message = f"{site} is a latent variable inside the data plate '{plates[0].name}', "
+        if plate.name in site.plates:
+            message = f"{site} is a latent variable inside the data plate '{plate.name}', "
             return message + "so that each row has its own and a minibatch would leave most still."
     return None
 
@@ -128,7 +129,10 @@ def check_separable(density: Density, key: Array) -> None:
 @jax.jit
 def _sums(density: Density, key: Array) -> tuple[Array, Array]:
     """Log likelihood at a start, of all rows and by blocks of shuffled ones."""
-    batches, z = Batches.of(density, -(-density.structure.data_plates[0].size // 4)), density.initial(key)
+    batches, z = (
+        Batches.of(density, -(-density.structure.data_plates[0].size // 4)),
+        density.initial(key),
+    )
     view = shuffled(density, key)
     estimates = jax.lax.map(
         lambda index: view.log_likelihood(0.1 * z, batches.block(index)), jnp.arange(batches.number)

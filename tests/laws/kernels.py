@@ -2,10 +2,13 @@
 
 from typing import ClassVar, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 import quincunx as qx
+from quincunx.inference.estimators import Minibatch
+from quincunx.inference.minibatch import Batches
 
 
 class Walk(NamedTuple):
@@ -160,3 +163,68 @@ class NoEllipse(qx.EllipticalSlice):
 
     def correction(self, state, scale, angle, dim):
         return jnp.zeros_like(scale)
+
+
+class Replaced(Batches):
+    """Blocks drawn independently, so that some are visited twice an epoch and some never."""
+
+    def order(self, key):
+        return jax.random.randint(key, (self.number,), 0, self.number)
+
+
+class Unscaled(Batches):
+    """Broken: the likelihood of a block is not scaled up to all rows."""
+
+    def block(self, index):
+        block = super().block(index)
+        return eqx.tree_at(lambda b: b.weight, block, 1 / self.number, is_leaf=lambda x: x is None)
+
+
+class OtherBatches:
+    """A mixin: minibatches of another kind."""
+
+    cut: ClassVar[type] = Batches
+
+    def batches(self, density):
+        return self.cut.of(density, self.batch_size)
+
+
+class ReplacingSGLD(OtherBatches, qx.SGLD):
+    cut: ClassVar[type] = Replaced
+
+
+class ReplacingSGHMC(OtherBatches, qx.SGHMC):
+    cut: ClassVar[type] = Replaced
+
+
+class ReplacingSGNHT(OtherBatches, qx.SGNHT):
+    cut: ClassVar[type] = Replaced
+
+
+class UnscaledSGLD(OtherBatches, qx.SGLD):
+    cut: ClassVar[type] = Unscaled
+
+
+class _ScaledPrior(Minibatch):
+    def __call__(self, density, z, index, memory, anchor):
+        found = super().__call__(density, z, index, memory, anchor)
+        prior = jax.grad(density.log_prior)(z)
+        return found._replace(score=found.score + (self.batches.number - 1) * prior)
+
+
+class ScaledPriorSGLD(qx.SGLD):
+    """Broken: the prior is scaled as the likelihood is."""
+
+    def estimator(self, density):
+        return _ScaledPrior(self.batches(density))
+
+
+class LoudSGHMC(qx.SGHMC):
+    """Broken: momentum noise of an explicit Euler step, 2 C h in place of 1 - c^2."""
+
+    def move(self, z, motion, score, tuning, index, key):
+        h, unit = tuning.step_size, jnp.sqrt(tuning.scale)
+        keep, kicked = jnp.exp(-tuning.friction * h), motion + h * unit * score
+        xi = jax.random.normal(key, z.shape, z.dtype)
+        thrown = keep * kicked + jnp.sqrt(2 * tuning.friction * h * self.temperature) * xi
+        return z + 0.5 * h * unit * (kicked + thrown), thrown
