@@ -125,9 +125,12 @@ class Kernel(Method):
         state_axes: axes over chains of the state's parts, as `jax.vmap` takes them. `None` marks
             what all chains share: `init` gives every chain the same there, and a step may make
             it of nothing but what is shared.
+        in_turn: whether a processor had better step one chain after the other, because a step is a
+            loop over parts of the data that differ between chains.
     """
 
     state_axes: ClassVar[Any] = 0
+    in_turn: ClassVar[bool] = False
 
     @abc.abstractmethod
     def init(self, density: Density, position: Array, key: Array) -> PyTree:

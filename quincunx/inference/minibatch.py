@@ -26,8 +26,9 @@ from jaxtyping import Array
 from quincunx.engine import Block
 from quincunx.engine.density import Density
 from quincunx.engine.errors import MethodError
+from quincunx.inference.shuffling import permutation
 
-_EPOCHS = 16  # between two shuffles: one costs as much as some epochs of small minibatches
+_EPOCHS = 64  # between two shuffles: one costs as much as some epochs of small minibatches
 
 
 class Batches(NamedTuple):
@@ -36,16 +37,19 @@ class Batches(NamedTuple):
     Attributes:
         rows: number of rows, N.
         number: number of blocks, K.
+        independent: whether blocks are drawn independently, so that an epoch may visit some twice
+            and others never.
     """
 
     rows: int
     number: int
+    independent: bool = False
 
     @classmethod
-    def of(cls, density: Density, size: int) -> Batches:
+    def of(cls, density: Density, size: int, *, independent: bool = False) -> Batches:
         """Blocks of at most `size` rows of the model's one data plate."""
         rows = density.structure.data_plates[0].size
-        return cls(rows, -(-rows // min(size, rows)))
+        return cls(rows, -(-rows // min(size, rows)), independent)
 
     @property
     def size(self) -> int:
@@ -64,6 +68,8 @@ class Batches(NamedTuple):
 
     def order(self, key: Array) -> Array:
         """The blocks in the order of an epoch."""
+        if self.independent:
+            return jax.random.randint(key, (self.number,), 0, self.number)
         return jax.random.permutation(key, self.number)
 
     def period(self, steps: Array) -> Array:
@@ -75,7 +81,7 @@ class Batches(NamedTuple):
 def shuffled(density: Density, key: Array) -> Density:
     """The density with its rows in random order."""
     rows = density.structure.data_plates[0].size
-    return density.permuted(jax.random.permutation(key, rows))
+    return density.permuted(permutation(key, rows))
 
 
 def obstacle(density: Density) -> str | None:

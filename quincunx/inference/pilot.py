@@ -29,6 +29,7 @@ from quincunx.engine import Block
 from quincunx.engine.density import Density
 from quincunx.engine.errors import MethodError
 from quincunx.inference import minibatch
+from quincunx.inference.driver import stepping
 from quincunx.inference.estimators import Anchor, ControlVariates, anchored, weighed
 from quincunx.inference.method import Preparation
 from quincunx.inference.minibatch import Batches
@@ -206,12 +207,14 @@ def _transition(
     """Steps of a transition by the autocorrelation, and the gradients that it took to find them."""
     made, gradients, stride = 0.0, 0, _STRIDES[0]
     for stride in _STRIDES:
-        record, spent = jax.device_get(_rehearse(method, density, found, np.int32(stride), key))
+        run = _rehearse(method.rehearsed, density, found, np.int32(stride), key)
+        record, spent = jax.device_get(run)
         gradients += int(spent)
         made = autocorrelation_time(record)
         if made < _RESOLVED:
             break
-    return int(np.clip(np.ceil(0.5 * made * stride), 1, _MOST_STEPS)), gradients
+    steps = np.ceil(method.transition_steps(made * stride))
+    return int(np.clip(steps, 1, _MOST_STEPS)), gradients
 
 
 @eqx.filter_jit
@@ -230,9 +233,10 @@ def _rehearse(
     )
     states = method.settle(states, found._replace(tuning=tuning), keys, at_will=True)
 
+    step = stepping(method, view)
+
     def record(states: State, index: Array) -> tuple[State, tuple]:
         now = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
-        step = jax.vmap(functools.partial(method.step, view), (axes, 0), (axes, 0))
         states, info = step(states, now)
         return states, (states.z[:, watched], jnp.sum(info.gradients))
 

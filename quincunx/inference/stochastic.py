@@ -100,6 +100,8 @@ class StochasticKernel(Kernel):
     """
 
     kind: ClassVar[Kind] = Kind.BIASED
+    in_turn: ClassVar[bool] = True
+    independent: ClassVar[bool] = False  # whether minibatches must be
     state_axes: ClassVar[Any] = State._make((0, 0, 0, 0, None))
 
     if TYPE_CHECKING:
@@ -179,7 +181,8 @@ class StochasticKernel(Kernel):
 
     def batches(self, density: Density) -> Batches:
         """How the rows are cut."""
-        return Batches.of(density, self.batch_size or _BATCH)
+        size = self.batch_size or _BATCH
+        return Batches.of(density, size, independent=self.independent)
 
     def estimator(self, density: Density) -> Minibatch:
         """The gradient estimator; `auto` takes control variates where rows are many."""
@@ -187,6 +190,15 @@ class StochasticKernel(Kernel):
         if name == "auto":
             name = "mode" if batches.rows >= _MANY_ROWS else "none"
         return ESTIMATORS[name](batches)
+
+    @property
+    def rehearsed(self) -> StochasticKernel:
+        """The method whose autocorrelation says how many steps a transition takes."""
+        return self
+
+    def transition_steps(self, autocorrelation: float) -> float:
+        """Steps of a transition, from the integrated autocorrelation time of single steps."""
+        return 0.5 * autocorrelation
 
     @property
     def metric(self) -> str | None:

@@ -165,13 +165,6 @@ class NoEllipse(qx.EllipticalSlice):
         return jnp.zeros_like(scale)
 
 
-class Replaced(Batches):
-    """Blocks drawn independently, so that some are visited twice an epoch and some never."""
-
-    def order(self, key):
-        return jax.random.randint(key, (self.number,), 0, self.number)
-
-
 class Unscaled(Batches):
     """Broken: the likelihood of a block is not scaled up to all rows."""
 
@@ -180,29 +173,23 @@ class Unscaled(Batches):
         return eqx.tree_at(lambda b: b.weight, block, 1 / self.number, is_leaf=lambda x: x is None)
 
 
-class OtherBatches:
-    """A mixin: minibatches of another kind."""
+class ReplacingSGLD(qx.SGLD):
+    """Blocks drawn independently."""
 
-    cut: ClassVar[type] = Batches
+    independent: ClassVar[bool] = True
+
+
+class ReplacingSGHMC(qx.SGHMC):
+    """Blocks drawn independently."""
+
+    independent: ClassVar[bool] = True
+
+
+class UnscaledSGLD(qx.SGLD):
+    """Broken: minibatches count for themselves only."""
 
     def batches(self, density):
-        return self.cut.of(density, self.batch_size)
-
-
-class ReplacingSGLD(OtherBatches, qx.SGLD):
-    cut: ClassVar[type] = Replaced
-
-
-class ReplacingSGHMC(OtherBatches, qx.SGHMC):
-    cut: ClassVar[type] = Replaced
-
-
-class ReplacingSGNHT(OtherBatches, qx.SGNHT):
-    cut: ClassVar[type] = Replaced
-
-
-class UnscaledSGLD(OtherBatches, qx.SGLD):
-    cut: ClassVar[type] = Unscaled
+        return Unscaled.of(density, self.batch_size)
 
 
 class _ScaledPrior(Minibatch):

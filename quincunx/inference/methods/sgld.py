@@ -17,7 +17,7 @@ Preconditioners: `diagonal` is G = 1 / (Fisher information + prior precision) at
 `rmsprop` G = 1 / (1e-5 + sqrt(v)), v' = 0.99 v + 0.01 g^2, without the term in grad G, which makes
 a bias of its own. Schedules: `polynomial` lets the step size fall as (1 + t / 1000)^(-1/3), t
 counting steps; with `cyclical` each transition is a cycle whose step size falls from ten times the
-tuned one to zero as a cosine, without noise for its first four fifths, and whose draw is its end.
+tuned one to zero as a cosine, without noise in its first half, and whose draw is its end.
 
 Welling and Teh (2011), Bayesian learning via stochastic gradient Langevin dynamics, ICML; Li, Chen,
 Carlson and Carin (2016), Preconditioned SGLD, AAAI; Zhang et al. (2020), Cyclical stochastic
@@ -27,6 +27,7 @@ Computing 29:599.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import ClassVar
 
 import jax
@@ -39,7 +40,7 @@ from quincunx.inference.stochastic import Noise, StochasticKernel, Tuning
 
 _DECAY, _FLOOR = 0.99, 1e-5
 _SLOW, _POWER = 1000.0, -1.0 / 3.0
-_PEAK, _SILENT = 10.0, 0.8
+_PEAK, _SILENT, _CYCLE = 10.0, 0.5, 2.0
 
 
 @register
@@ -80,6 +81,16 @@ class SGLD(StochasticKernel):
             one_of("preconditioner", self.preconditioner, ("diagonal", "rmsprop"), "SGLD")
         if self.schedule is not None:
             one_of("schedule", self.schedule, ("polynomial", "cyclical"), "SGLD")
+
+    @property
+    def rehearsed(self) -> StochasticKernel:
+        """Without a schedule."""
+        return dataclasses.replace(self, schedule=None)
+
+    def transition_steps(self, autocorrelation: float) -> float:
+        """Half the autocorrelation time; a cycle is four times as long."""
+        factor = _CYCLE if self.schedule == "cyclical" else 0.5
+        return factor * autocorrelation
 
     def rest(self, z: Array) -> PyTree:
         """The running mean of squared gradients, zero until it is known."""

@@ -7,7 +7,9 @@ In coordinates scaled by G^(1/2), so that masses are one,
 The thermostat s finds by itself the friction that keeps the kinetic energy at its temperature,
 whatever noise the gradient estimates bring: its mean is C + h V / (2 T), with V the variance of
 their errors. Where these are independent and alike in all directions the law of x is right; of
-errors that differ between directions only the excess over their mean is left.
+errors that differ between directions only the excess over their mean is left. So the blocks of an
+epoch are drawn independently here: errors that add up to zero over an epoch would be noise to the
+thermostat and none to x, which it would make too cold.
 
 A step of size h, with one gradient:
 
@@ -59,6 +61,7 @@ class SGNHT(KineticKernel):
     citation: ClassVar[str] = (
         "Ding et al. (2014), Bayesian Sampling Using Stochastic Gradient Thermostats, NeurIPS"
     )
+    independent: ClassVar[bool] = True
 
     batch_size: int | None = None
     step_size: float | None = None
