@@ -36,6 +36,7 @@ from quincunx.inference import Progress as Progress
 from quincunx.inference import Run as Run
 from quincunx.inference import Status as Status
 from quincunx.inference import StoreError as StoreError
+from quincunx.inference import StructuredSGLD as StructuredSGLD
 from quincunx.inference import Until as Until
 from quincunx.inference import applicable as applicable
 from quincunx.inference import infer as infer

@@ -18,6 +18,7 @@ from quincunx.inference.methods import SGNHT as SGNHT
 from quincunx.inference.methods import EllipticalSlice as EllipticalSlice
 from quincunx.inference.methods import HitAndRunSlice as HitAndRunSlice
 from quincunx.inference.methods import PolarSlice as PolarSlice
+from quincunx.inference.methods import StructuredSGLD as StructuredSGLD
 from quincunx.inference.moments import Moments as Moments
 from quincunx.inference.registry import applicable as applicable
 from quincunx.inference.registry import methods as methods

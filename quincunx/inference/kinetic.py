@@ -6,7 +6,7 @@ import abc
 from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from quincunx.inference.method import one_of, positive
 from quincunx.inference.stochastic import Noise, StochasticKernel, Tuning
@@ -32,6 +32,11 @@ class KineticKernel(StochasticKernel):
             positive("friction", self.friction, label)
         if self.preconditioner is not None:
             one_of("preconditioner", self.preconditioner, ("diagonal",), label)
+
+    def halted(self, z: Array, motion: PyTree) -> PyTree:
+        """Rest: the momentum may be what was too large."""
+        del motion
+        return self.rest(z)
 
     @property
     def is_tuned(self) -> bool:

@@ -97,7 +97,7 @@ def obstacle(density: Density) -> str | None:
     if len(plates) > 1:
         names = ", ".join(f"'{plate.name}'" for plate in plates)
         return f"it takes minibatches of one data plate, and the model has several: {names}."
-    plate = plates[-1]
+    plate = program.data_plates[0]
     for site in program.latents:
         if plate.name in site.plates:
             message = f"{site} is a latent variable inside the data plate '{plate.name}', "

@@ -17,7 +17,7 @@ from jaxtyping import Array, PyTree
 from quincunx.engine.density import Density
 from quincunx.engine.errors import MethodError
 from quincunx.inference import minibatch
-from quincunx.inference.estimators import ESTIMATORS, Anchor, Minibatch
+from quincunx.inference.estimators import ESTIMATORS, Anchor, Estimate, Minibatch
 from quincunx.inference.method import Info, Kernel, Kind, Preparation, one_of, positive
 from quincunx.inference.minibatch import Batches
 
@@ -142,6 +142,31 @@ class StochasticKernel(Kernel):
     def rest(self, z: Array) -> PyTree:
         """What the sampler carries at a start: nothing, or a momentum."""
 
+    def estimate(
+        self, estimator: Minibatch, density: Density, state: State, block: Array, key: Array
+    ) -> Estimate:
+        """What a step goes by: the score at the position, estimated from a block.
+
+        Args:
+            estimator: the gradient estimator.
+            density: the target, its rows shuffled.
+            state: the chain; its order and place are those at the beginning of the transition.
+            block: the block's index.
+            key: the step's, for draws that are not those of `move`.
+        """
+        del key
+        return estimator(density, state.z, block, state.memory, state.tuning.anchor)
+
+    def copies(self, density: Density) -> int:
+        """Gradient estimates of a step."""
+        del density
+        return 1
+
+    def halted(self, z: Array, motion: PyTree) -> PyTree:
+        """What the sampler carries on from a step that was not finite, and so was left out."""
+        del z
+        return motion
+
     @abc.abstractmethod
     def move(
         self, z: Array, motion: PyTree, score: Array, tuning: Tuning, index: Array, key: Array
@@ -242,13 +267,15 @@ class StochasticKernel(Kernel):
 
         def one(carry: tuple) -> tuple:
             index, z, order, memory, motion, _, bad = carry
+            now = state._replace(z=z, memory=memory, motion=motion)
             block = order[(tuning.place + index) % number]
-            found = estimator(density, z, block, memory, tuning.anchor)
             step_key = jax.random.fold_in(key, 2 * index)
+            found = self.estimate(estimator, density, now, block, step_key)
             moved, carried = self.move(z, motion, found.score, tuning, index, step_key)
             sound = jnp.all(jnp.isfinite(moved))
             moved = jnp.where(sound, moved, z)
-            motion = jax.tree.map(lambda a, b: jnp.where(sound, a, b), carried, self.rest(z))
+            halted = self.halted(z, motion)
+            motion = jax.tree.map(lambda a, b: jnp.where(sound, a, b), carried, halted)
             return index + 1, moved, order, found.memory, motion, found.value, bad | ~sound
 
         def epoch(carry: tuple) -> tuple:
@@ -270,7 +297,8 @@ class StochasticKernel(Kernel):
         carry = jax.lax.while_loop(lambda carry: carry[0] < total, epoch, first)
         _, z, order, memory, motion, value, bad = carry
         epochs = (tuning.place + total - 1) // number - (tuning.place - 1) // number
-        gradients = total * estimator.gradients + epochs * number * estimator.epoch_gradients
+        each = estimator.gradients * self.copies(density)
+        gradients = total * each + epochs * number * estimator.epoch_gradients
         info = Info(
             log_density=value,
             acceptance=jnp.ones_like(value),

@@ -1,6 +1,7 @@
 """Stochastic-gradient samplers have exactly the biased laws that theory gives them."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -333,3 +334,46 @@ def test_chains_visit_every_block_once_an_epoch_each_in_its_own_order():
     orders = [batches.order(key) for key in jax.random.split(jax.random.key(0), 20)]
     assert all(sorted(order.tolist()) == [0, 1, 2, 3] for order in orders)
     assert len({tuple(order.tolist()) for order in orders}) > 8
+
+
+def averaged(step, dropout, copies):
+    """Covariance of structured SGLD on `regression` with a long history, from second moments.
+
+    With history t of independent coordinates of variance diag S, r the groups that keep their
+    values: z' = z - step (B z + D t) + noise, and S is the fixed point of z's second moments.
+    """
+    blocks = np.diag(np.diag(MATRIX))
+    if dropout is None:
+        pairs = [(1.0, blocks, [MATRIX - blocks])]
+    else:
+        pairs = []
+        for kept in itertools.product([0, 1], repeat=2 * copies):
+            masks = np.array(kept).reshape(copies, 2)
+            chance = np.prod(np.where(masks, dropout, 1 - dropout))
+            sides = [np.diag(mask) @ MATRIX / (dropout * copies) for mask in masks]
+            own = sum(side @ np.diag(mask) for side, mask in zip(sides, masks, strict=True))
+            others = [side @ np.diag(1 - mask) for side, mask in zip(sides, masks, strict=True)]
+            pairs.append((chance, own, others))
+    covariance = np.linalg.inv(MATRIX)
+    for _ in range(5000):
+        past = np.diag(np.diag(covariance))
+        new = 2 * step * np.eye(2)
+        for chance, own, others in pairs:
+            move = np.eye(2) - step * own
+            thrown = step**2 * sum(other @ past @ other.T for other in others)
+            new = new + chance * (move @ covariance @ move.T + thrown)
+        covariance = new
+    return covariance
+
+
+@pytest.mark.parametrize(("dropout", "copies"), [(None, 1), (0.5, 1), (0.5, 2)])
+@pytest.mark.parametrize("step", [0.1, 0.03])
+def test_structured_sgld_has_its_own_law(step, dropout, copies):
+    expected = averaged(step, dropout, copies)
+    settings = PLAIN | {"steps": 5, "groups": "coordinate", "history": 300}
+    method = qx.StructuredSGLD(step_size=step, dropout=dropout, copies_kept=copies, **settings)
+    assert on_regression(method, expected) < 4
+    off = MATRIX - np.diag(np.diag(MATRIX))
+    limit = np.linalg.inv(MATRIX - off + (dropout or 0.0) * off)
+    np.testing.assert_allclose(averaged(1e-3, dropout, copies), limit, atol=4e-3)
+    assert np.abs(limit - np.linalg.inv(MATRIX)).max() > 0.05

@@ -7,3 +7,4 @@ from quincunx.inference.methods.polar_slice import PolarSlice as PolarSlice
 from quincunx.inference.methods.sghmc import SGHMC as SGHMC
 from quincunx.inference.methods.sgld import SGLD as SGLD
 from quincunx.inference.methods.sgnht import SGNHT as SGNHT
+from quincunx.inference.methods.structured_sgld import StructuredSGLD as StructuredSGLD
