@@ -45,7 +45,7 @@ from quincunx.inference.stochastic import Noise, Pilot, State, StochasticKernel,
 
 _SEARCH, _SEARCH_ROWS, _RATE = 1500, 256, 0.05
 _NEWTON, _CONJUGATE = 3, 30
-_HESSIAN_ROWS = 20_000
+_HESSIAN_ROWS = 400_000
 _PROBES = 16
 _CHAINS, _RECORDS, _WATCHED = 4, 400, 64
 _STRIDES = (1, 8, 64, 512)
@@ -111,7 +111,7 @@ def _spent(density: Density, batches: Batches) -> tuple[int, float]:
     rows, search = batches.rows, Batches.of(density, max(batches.size, _SEARCH_ROWS))
     products = _NEWTON * _CONJUGATE + POWER
     sampled = min(rows, _HESSIAN_ROWS) / rows
-    noise = 2 * rows_used(density, rows)
+    noise = 4 * rows_used(density, rows)
     passes = _SEARCH / search.number + 2 * _NEWTON + 1 + 2 * products * sampled + noise / rows
     return _SEARCH + 2 * products + 2 * _NEWTON + 1 + noise, passes
 
@@ -129,21 +129,24 @@ def _survey(method: StochasticKernel, density: Density, key: Array) -> Survey:
         """Hessian of -log density, from some rows, times a direction."""
         return -jax.jvp(lambda z: weighed(view, z, some)[1], (z,), (direction,))[1]
 
-    mode = _search(view, search, 0.1 * density.initial(keys[1]), keys[2])
-    mode = _newton(view, search, curved, mode)
+    found = _search(view, search, 0.1 * density.initial(keys[1]), keys[2])
+    rough = 1 / (
+        row_errors(view, found).diagonal / batches.rows + _prior_precision(view, found, keys[3])
+    )
+    mode = _newton(view, search, curved, rough, found)
     anchor = anchored(view, search, mode)
-    errors = row_errors(view, batches, mode)
-    information = jnp.mean(errors**2, axis=0) / batches.rows
+    errors = row_errors(view, mode)
+    information = errors.diagonal / batches.rows
     precision = information + _prior_precision(view, mode, keys[3])
     spread = 1 / jnp.sqrt(precision)
     if estimator.reduces_noise:
         xi = jax.random.normal(keys[4], mode.shape, mode.dtype)
-        errors = row_errors(view, batches, mode + spread * xi) - errors
+        errors = row_errors(view, mode + spread * xi, mode)
     scale = jnp.ones_like(mode)
     if method.metric == "diagonal":
         scale = 1 / precision
     elif method.metric == "rmsprop":
-        variance = finite_share(batches) * jnp.mean(errors**2, axis=0)
+        variance = finite_share(batches) * errors.diagonal
         scale = 1 / (1e-5 + jnp.sqrt(variance + information))
     unit = jnp.sqrt(scale)
     curvature = largest_eigenvalue(lambda v: unit * curved(mode, unit * v), mode, keys[5])
@@ -166,7 +169,7 @@ def _search(density: Density, batches: Batches, z: Array, key: Array) -> Array:
     return jax.lax.scan(step, (z, optimiser.init(z)), jnp.arange(_SEARCH))[0][0]
 
 
-def _newton(density: Density, batches: Batches, curved: Any, z: Array) -> Array:
+def _newton(density: Density, batches: Batches, curved: Any, scale: Array, z: Array) -> Array:
     """Newton steps, each taken only where it raises the log density."""
 
     def terms(z: Array) -> tuple[Array, Array]:
@@ -177,7 +180,11 @@ def _newton(density: Density, batches: Batches, curved: Any, z: Array) -> Array:
     def step(carry: tuple, _: None) -> tuple[tuple, None]:
         z, value, score = carry
         change, _ = jax.scipy.sparse.linalg.cg(
-            functools.partial(curved, z), score, maxiter=_CONJUGATE, tol=1e-6
+            functools.partial(curved, z),
+            score,
+            maxiter=_CONJUGATE,
+            tol=1e-6,
+            M=lambda v: scale * v,
         )
         moved = z + change
         raised, slope = terms(moved)

@@ -24,7 +24,6 @@ the Royal Statistical Society B 60:255.
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -189,13 +188,14 @@ def _noise_bias(
     """The mean over a few draws."""
     estimator, view = method.estimator(density), minibatch.shuffled(density, key)
     batches = estimator.batches
-    errors = functools.partial(row_errors, view, batches)
 
     def at(pair: tuple) -> Array:
         position, other = pair
-        if type(estimator) is ControlVariates:
+        if not estimator.reduces_noise:
+            other = None
+        elif type(estimator) is ControlVariates:
             other = tuning.anchor.position
-        found = errors(position) - errors(other) if estimator.reduces_noise else errors(position)
+        found = row_errors(view, position, other)
         return method.noise_bias(tuning, noise_of(found, tuning.scale, batches, key))
 
     stride = max(len(z) // (2 * _NOISY), 1)
