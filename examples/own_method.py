@@ -35,7 +35,7 @@ class RandomWalk(qx.Kernel):
     def position(self, state):  # noqa: D102
         return state["z"]
 
-    def schedule(self, num_warmup):  # noqa: D102
+    def stages(self, num_warmup):  # noqa: D102
         return (jnp.arange(num_warmup) + 1.0) ** -0.6  # gains, one for each warm-up step
 
     def adapt(self, density, states, infos, stage, pool):

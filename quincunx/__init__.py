@@ -17,6 +17,9 @@ from quincunx.engine import model as model
 from quincunx.engine import plate as plate
 from quincunx.engine import sample as sample
 from quincunx.inference import NUTS as NUTS
+from quincunx.inference import SGHMC as SGHMC
+from quincunx.inference import SGLD as SGLD
+from quincunx.inference import SGNHT as SGNHT
 from quincunx.inference import Checkpoint as Checkpoint
 from quincunx.inference import CheckpointError as CheckpointError
 from quincunx.inference import EllipticalSlice as EllipticalSlice
@@ -33,6 +36,7 @@ from quincunx.inference import Progress as Progress
 from quincunx.inference import Run as Run
 from quincunx.inference import Status as Status
 from quincunx.inference import StoreError as StoreError
+from quincunx.inference import StructuredSGLD as StructuredSGLD
 from quincunx.inference import Until as Until
 from quincunx.inference import applicable as applicable
 from quincunx.inference import infer as infer

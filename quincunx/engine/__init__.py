@@ -14,3 +14,4 @@ from quincunx.engine.language import factor as factor
 from quincunx.engine.language import model as model
 from quincunx.engine.language import plate as plate
 from quincunx.engine.language import sample as sample
+from quincunx.engine.rows import Block as Block

@@ -17,6 +17,7 @@ from quincunx.engine.errors import ModelError, listing, unknown
 from quincunx.engine.labels import Labels
 from quincunx.engine.language import Model
 from quincunx.engine.program import Program, trace_program
+from quincunx.engine.rows import Block
 from quincunx.engine.structure import Structure
 from quincunx.engine.surroundings import surroundings
 
@@ -37,7 +38,7 @@ def _elements(program: Program, leaves: list[Any], z: Any, rows: Mapping[str, An
         inside = {frame.name for frame in message.get("cond_indep_stack", ())}
         observed = message["is_observed"]
         if observed and (not tracing.is_factor(message) or inside & data_plates):
-            likelihood.append(tracing.scaled(message))
+            likelihood.append(tracing.on_rows(message, rows))
         else:
             prior.append(tracing.scaled(message))
     return prior, likelihood
@@ -98,12 +99,15 @@ class Density(eqx.Module):
         temperature: the power of the likelihood, `None` for one.
         program: the traced model.
         labels: dims and coords for output.
+        order: by data plate, the row that stands in the place of each; only for plates whose
+            arrays cannot be put in another order themselves.
     """
 
     leaves: list[Any]
     temperature: Any
     program: Program = eqx.field(static=True)
     labels: Labels = eqx.field(static=True)
+    order: Mapping[str, Any] = eqx.field(default_factory=dict, kw_only=True)
 
     @property
     def dim(self) -> int:
@@ -135,15 +139,60 @@ class Density(eqx.Module):
         With `rows` a set of n distinct indices into a data plate of N rows, the terms in that
         plate are summed over `rows` and multiplied by N/n; all other terms are kept whole.
 
+        A `Block` of contiguous rows is cut out of the arrays in one piece, which is faster than
+        gathering chosen rows; n is then the number of its rows that count.
+
         Args:
             z: position.
-            rows: integer indices, of shape `(n,)`; by plate name where there are several.
+            rows: integer indices, of shape `(n,)`, or a `Block`; by plate name where there are
+                several data plates.
 
         Raises:
             ModelError: the model has no data plate, or not one of that name.
         """
+        return self.log_terms(z, rows)[1]
+
+    def log_terms(
+        self, z: Float[Array, " dim"], rows: Rows = None
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """`log_prior` and `log_likelihood` from one run of the model."""
         named = {} if rows is None else self._rows(rows)
-        return self._tempered(_terms(self.program, self.leaves, z, named)[1])
+        prior, likelihood = _terms(self.program, self.leaves, z, named)
+        return prior, self._tempered(likelihood)
+
+    def permuted(self, permutation: Any) -> Density:
+        """The density with the rows of its data plate in another order.
+
+        Row i becomes row `permutation[i]` of the plate. The arrays of the plate are copied, no
+        other ones. Where they are not the model's arguments as they stand, so that they cannot be
+        copied, blocks of rows are gathered in that order instead.
+
+        Args:
+            permutation: a permutation of the rows, of shape `(N,)`.
+
+        Raises:
+            ModelError: the model has no data plate, or several.
+        """
+        plates = self.program.data_plates
+        if len(plates) != 1:
+            message = f"Model `{self.program.name}` has {len(plates)} data plates, "
+            raise ModelError(message + "and not the one whose rows could be put in another order.")
+        plate, permutation = plates[0], jnp.asarray(permutation)
+        if plate.as_given:
+            names = self.program.signature.array_names
+            leaves = [
+                jnp.asarray(leaf)[permutation] if name in plate.arrays else leaf
+                for name, leaf in zip(names, self.leaves, strict=True)
+            ]
+            return eqx.tree_at(lambda density: density.leaves, self, leaves)
+        present = self.order.get(plate.name)
+        order = permutation if present is None else jnp.asarray(present)[permutation]
+        return eqx.tree_at(
+            lambda density: density.order,
+            self,
+            {plate.name: order},
+            is_leaf=lambda node: node is self.order,
+        )
 
     def log_density_elements(self, z: Float[Array, " dim"]) -> list[Array]:
         """Arrays whose sums add up to `log_density`.
@@ -232,7 +281,8 @@ class Density(eqx.Module):
 
     def tempered(self, temperature: Any) -> Density:
         """The density with its likelihood raised to a power: 0 is the prior, 1 the posterior."""
-        return Density(self.leaves, jnp.asarray(temperature), self.program, self.labels)
+        power = jnp.asarray(temperature)
+        return Density(self.leaves, power, self.program, self.labels, order=self.order)
 
     def check_values(self, values: Mapping[str, Any]) -> None:
         """Refuse values for unknown sites or of the wrong shape."""
@@ -261,6 +311,13 @@ class Density(eqx.Module):
         for name, indices in rows.items():
             if name not in plates:
                 raise ModelError(unknown("data plate", name, plates))
+            order = self.order.get(name)
+            if isinstance(indices, Block):
+                _check_block(indices, name, plates[name].size)
+                rows[name] = Block(
+                    indices.start, indices.size, indices.count, order, indices.weight
+                )
+                continue
             indices = rows[name] = jnp.asarray(indices)
             if not indices.shape or indices.shape[0] == 0:
                 raise ModelError(f"rows of plate '{name}' must be a vector of one index or more.")
@@ -274,7 +331,15 @@ class Density(eqx.Module):
             if known and not bool(((indices >= 0) & (indices < plates[name].size)).all()):
                 message = f"rows of plate '{name}' must lie in 0 ... {plates[name].size - 1}."
                 raise ModelError(message)
+            if order is not None:
+                rows[name] = jnp.asarray(order)[indices]
         return rows
+
+
+def _check_block(block: Block, name: str, rows: int) -> None:
+    if not 0 < block.size <= rows:
+        message = f"A block of {block.size} rows was asked of plate '{name}', which has {rows}."
+        raise ModelError(message)
 
 
 def _no_data_plate(program: Program) -> str:

@@ -18,6 +18,7 @@ import numpyro
 from numpyro.distributions import Distribution
 
 from quincunx.engine.errors import ModelError
+from quincunx.engine.rows import take
 
 _ROWS: contextvars.ContextVar[Mapping[str, Any] | None] = contextvars.ContextVar(
     "rows", default=None
@@ -144,8 +145,7 @@ class DataPlate:
         self._plate.__enter__()
         rows = self._rows
         values = [
-            array if array is None or rows is None else jnp.asarray(array)[rows]
-            for array in self.arrays
+            array if array is None or rows is None else take(array, rows) for array in self.arrays
         ]
         return values[0] if len(values) == 1 else tuple(values)
 

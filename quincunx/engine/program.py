@@ -30,12 +30,14 @@ class Plate:
         size: number of repetitions.
         is_data: whether its rows are data, so that methods may subsample or shard them.
         arrays: names of the arguments whose rows it runs over.
+        as_given: whether these are all that it runs over, each as it was given.
     """
 
     name: str
     size: int
     is_data: bool = False
     arrays: tuple[str, ...] = ()
+    as_given: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,8 +155,10 @@ class _Recorder(Messenger):
         return next((name for name, leaf in self.leaves.items() if leaf is value), None)
 
     def data_plate(self, name: str, size: int, arrays: Any) -> None:
-        known = tuple(filter(None, (self.argument(array) for array in arrays)))
-        self._add(Plate(name, size, is_data=True, arrays=known))
+        found = [self.argument(array) for array in arrays if array is not None]
+        known = tuple(argument for argument in found if argument is not None)
+        as_given = len(known) == len(found)
+        self._add(Plate(name, size, is_data=True, arrays=known, as_given=as_given))
 
     def _add(self, plate: Plate) -> None:
         known = self.plates.get(plate.name)

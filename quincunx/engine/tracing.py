@@ -19,6 +19,7 @@ from numpyro.distributions.transforms import IndependentTransform, ParameterFree
 from numpyro.primitives import Messenger
 
 from quincunx.engine.language import rows_in_use
+from quincunx.engine.rows import Block, indices
 
 ALONE = threading.RLock()  # NumPyro has one stack of handlers for all threads
 
@@ -41,7 +42,7 @@ class PlateRows(Messenger):
         msg["subsampled"] = subsample_size is not None and subsample_size < size
         rows = self.rows.get(msg["name"])
         if rows is not None:
-            msg["value"], msg["args"] = rows, (size, rows.shape[0])
+            msg["value"], msg["args"] = indices(rows), (size, rows.shape[0])
         elif msg["value"] is None:
             msg["value"], msg["args"] = jnp.arange(size), (size, None)
 
@@ -162,7 +163,7 @@ class Substitution:
         for frame in site.get("cond_indep_stack", ()):
             if frame.name in self.rows:
                 axis = batch_axis(frame.dim, jnp.ndim(u), event_dim)
-                u = jnp.take(u, self.rows[frame.name], axis=axis)
+                u = jnp.take(u, indices(self.rows[frame.name]), axis=axis)
         if is_real(support):
             return u
         value = transform(u)
@@ -254,6 +255,16 @@ def scaled(site: Mapping[str, Any]) -> Any:
     """A site's contributions to the log density, with the scale of its plates."""
     terms = log_prob(site)
     return terms if site["scale"] is None else site["scale"] * terms
+
+
+def on_rows(site: Mapping[str, Any], rows: Mapping[str, Any]) -> Any:
+    """As `scaled`, without the terms of rows that do not count in an uneven block."""
+    terms = scaled(site)
+    for frame in site.get("cond_indep_stack", ()):
+        block = rows.get(frame.name)
+        if isinstance(block, Block) and jnp.ndim(terms) >= -frame.dim:
+            terms = block.only(terms, jnp.ndim(terms) + frame.dim)
+    return terms
 
 
 def scaled_sum(site: Mapping[str, Any]) -> Any:

@@ -12,9 +12,13 @@ from quincunx.inference.method import Kind as Kind
 from quincunx.inference.method import Machine as Machine
 from quincunx.inference.method import Method as Method
 from quincunx.inference.methods import NUTS as NUTS
+from quincunx.inference.methods import SGHMC as SGHMC
+from quincunx.inference.methods import SGLD as SGLD
+from quincunx.inference.methods import SGNHT as SGNHT
 from quincunx.inference.methods import EllipticalSlice as EllipticalSlice
 from quincunx.inference.methods import HitAndRunSlice as HitAndRunSlice
 from quincunx.inference.methods import PolarSlice as PolarSlice
+from quincunx.inference.methods import StructuredSGLD as StructuredSGLD
 from quincunx.inference.moments import Moments as Moments
 from quincunx.inference.registry import applicable as applicable
 from quincunx.inference.registry import methods as methods

@@ -119,6 +119,28 @@ def _as_before(new: PyTree, old: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: jnp.asarray(a, b.dtype), new, old)
 
 
+def stepping(method: Kernel, density: Density) -> Callable[[PyTree, Array], tuple[PyTree, Info]]:
+    """A method's step for all chains: at once, or one after the other where that is faster."""
+    step, axes = functools.partial(method.step, density), method.state_axes
+    if not (method.in_turn and jax.default_backend() == "cpu"):
+        return jax.vmap(step, (axes, 0), (axes, 0))
+
+    def in_turn(state: PyTree, keys: Array) -> tuple[PyTree, Info]:
+        leaves, tree = jax.tree.flatten(state)
+        shared = [axis == SHARED for axis in jax.tree.leaves(axes_of(method, state))]
+        each = [None if common else leaf for leaf, common in zip(leaves, shared, strict=True)]
+
+        def one(chain: tuple) -> tuple[PyTree, Info]:
+            own = [a if b is None else b for a, b in zip(leaves, chain[0], strict=True)]
+            return step(jax.tree.unflatten(tree, own), chain[1])
+
+        state, info = jax.lax.map(one, (each, keys))
+        made = zip(jax.tree.leaves(state), shared, strict=True)
+        return jax.tree.unflatten(tree, [a[0] if common else a for a, common in made]), info
+
+    return in_turn
+
+
 class _Chains:
     """What a method and a density do with all chains of a device at once."""
 
@@ -135,7 +157,7 @@ class _Chains:
             self.done = jax.vmap(method.done, (axes,))
             step = self._transition
         else:
-            step = jax.vmap(functools.partial(method.step, density), (axes, 0), (axes, 0))
+            step = stepping(method, density)
         self.step = jax.jit(step, inline=True)
 
     def _over_all(self, fn: Callable, in_axes: tuple, out_axes: Any) -> Callable:
@@ -258,7 +280,7 @@ def _in_lockstep(
     def body(loop: tuple[Carry, _Record]) -> tuple[Carry, _Record]:
         carry, record = loop
         state, info = chains.step(carry.state, chains.key(carry))
-        state = _as_before(state, carry.state)
+        state = _as_before(chains.method.exchange(state), carry.state)
         at = carry.count[0]
 
         def adapt(state: PyTree) -> PyTree:
@@ -268,6 +290,23 @@ def _in_lockstep(
 
         state = jax.lax.cond(at < limits.num_warmup, adapt, lambda state: state, state)
         return _complete(carry, record, limits, state, info, chains.values(state), None)
+
+    return body
+
+
+def _by_view(
+    chains: _Chains, schedule: PyTree, limits: Limits, pool: Pool, key: Array
+) -> Callable[[tuple], tuple]:
+    """Advance every chain to where the method's view of the density is made anew."""
+    method = chains.method
+
+    def body(loop: tuple[Carry, _Record]) -> tuple[Carry, _Record]:
+        period: Any = method.period(loop[0].state)
+        index = loop[0].count[0] // period
+        end = jnp.minimum((index + 1) * period, limits.stop)
+        view = _Chains(method, method.view(chains.density, key, index), chains.keys)
+        advance = _in_lockstep(view, schedule, limits, pool)
+        return jax.lax.while_loop(lambda loop: loop[0].count[0] < end, advance, loop)
 
     return body
 
@@ -321,6 +360,7 @@ def _advance(
     carry: Carry,
     schedule: PyTree,
     limits: Limits,
+    key: Array,
 ) -> tuple[Carry, Block]:
     """Run all chains until each has completed `limits.stop` transitions."""
     chains = _Chains(method, density, keys)
@@ -331,8 +371,10 @@ def _advance(
             lambda spec: jnp.zeros(spec.shape, spec.dtype), chains.specs(carry)
         )
         loop = (*loop, jnp.ones(chains.count, bool), info, values)
-    else:
+    elif method.period(carry.state) is None:
         body = _in_lockstep(chains, schedule, limits, pool)
+    else:
+        body = _by_view(chains, schedule, limits, pool, key)
 
     def unfinished(loop: tuple) -> Array:
         return jnp.any(loop[0].count < limits.stop)
@@ -352,6 +394,7 @@ def advance(
     carry: Carry,
     schedule: PyTree,
     limits: Limits,
+    key: Array,
 ) -> tuple[Carry, Block]:
     """`_advance`, with the chains spread over the devices of a mesh where there is one.
 
@@ -366,10 +409,11 @@ def advance(
         carry: where the chains are.
         schedule: entries of the warm-up schedule from `limits.start` on, `capacity` of them.
         limits: what to do.
+        key: the run's.
     """
     if mesh is None:
         run = functools.partial(_advance, method, capacity, free, lambda array: array)
-        return run(density, keys, carry, schedule, limits)
+        return run(density, keys, carry, schedule, limits, key)
     pool = functools.partial(jax.lax.psum, axis_name="chains")
     run = functools.partial(_advance, method, capacity, free, pool)
     everywhere, chains = PartitionSpec(), PartitionSpec("chains")
@@ -377,11 +421,11 @@ def advance(
     run = jax.shard_map(
         run,
         mesh=mesh,
-        in_specs=(everywhere, chains, lies, everywhere, everywhere),
+        in_specs=(everywhere, chains, lies, everywhere, everywhere, everywhere),
         out_specs=(lies, chains),
         check_vma=False,
     )
-    return run(density, keys, carry, schedule, limits)
+    return run(density, keys, carry, schedule, limits, key)
 
 
 def buffer_length(density: Density, chains: int, longest: int) -> int:

@@ -17,16 +17,19 @@ import xarray as xr
 
 from quincunx.engine.density import Density, compile
 from quincunx.engine.errors import ModelError, ModelWarning, QuincunxError
+from quincunx.inference.diagnostics.bias import bias_report, judge_bias
 from quincunx.inference.diagnostics.convergence import Convergence, convergence, flatten
 from quincunx.inference.diagnostics.verdict import Verdict, judge
 from quincunx.inference.method import Kind, Method, as_key
 from quincunx.inference.output import build_tree, dataset
 from quincunx.inference.session import Progress, Session
+from quincunx.inference.stochastic import StochasticKernel
 from quincunx.inference.stopping import INTERRUPTED, interruptible
 from quincunx.inference.store import plain_strings
 
 _BATCH = 256
-_MOMENTS = "posterior_moments"
+_MOMENTS, _BIAS = "posterior_moments", "bias"
+_LEAST = 4  # draws without which nothing can be said
 
 
 class Fit:
@@ -99,7 +102,47 @@ class Fit:
             counts = self.tree[_MOMENTS].attrs
             diverged = int(counts["diverging"]), int(counts["draws"]) * len(stats["lp"])
             stats["lp"] = np.where(counts["finite_log_density"], stats["lp"], np.nan)
-        return judge(self.convergence, stats, self._free(), self.kind, outcome, diverged)
+        free, bias = self._free(), None
+        report = self._report()
+        if report is not None:
+            bias = judge_bias(report, free)
+        return judge(self.convergence, stats, free, self.kind, outcome, diverged, bias)
+
+    @property
+    def bias(self) -> pd.DataFrame:
+        """How wrong the method is on this posterior, one row for each parameter.
+
+        The columns are the bias of the mean, in posterior sds, and that of the sd, relative, each
+        with its standard error. Single figures are in `attrs`: what gradient noise adds to
+        variances, the acceptance of a Metropolis step on all rows, the kernel Stein discrepancy.
+        The report is made when it is first asked for, and kept in the tree.
+
+        Raises:
+            QuincunxError: the method is exact, or the fit has no report and cannot make one.
+        """
+        report = self._report()
+        if report is None:
+            if self.kind is not Kind.BIASED:
+                message = f"The method is {self.kind.value}: there is no bias report. "
+                raise QuincunxError(message + "What can be said of its draws is in `verdict`.")
+            message = "The fit has no bias report, and no chains to make it with: it was loaded, "
+            raise QuincunxError(message + "inspected while its run went on, or is of another kind.")
+        table = report.to_dataframe()
+        table.attrs = dict(report.attrs)
+        return table
+
+    def _report(self) -> xr.Dataset | None:
+        """The bias report of a biased method; made where it is not there yet and can be."""
+        if _BIAS not in self.tree.children:
+            session = self._session
+            drawn = self.posterior.sizes["draw"] >= _LEAST
+            if session is None or not isinstance(session.method, StochasticKernel) or not drawn:
+                return None
+            if session.method.kind is not Kind.BIASED:
+                return None
+            draws = {str(name): array.values for name, array in self.posterior.items()}
+            self.tree[_BIAS] = xr.DataTree(bias_report(session, draws))
+        return self.tree[_BIAS].to_dataset()
 
     @property
     def moments(self) -> pd.DataFrame:
@@ -245,6 +288,7 @@ class Fit:
             QuincunxError: another suffix.
         """
         path = Path(path)
+        self._report()
         if path.suffix == ".nc":
             self.tree.to_netcdf(path, engine="h5netcdf")
         elif path.suffix == ".zarr":

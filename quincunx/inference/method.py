@@ -65,6 +65,22 @@ class Info(NamedTuple):
     extra: dict[str, Array]
 
 
+class Preparation(NamedTuple):
+    """What a kernel made for all chains before they start, and what it cost.
+
+    Attributes:
+        value: any tree of arrays, for `settle`.
+        gradients: gradient evaluations.
+        evaluations: log-density evaluations, those with a gradient included.
+        data_passes: how often all rows were gone through.
+    """
+
+    value: PyTree
+    gradients: int = 0
+    evaluations: int = 0
+    data_passes: float = 0.0
+
+
 class Method(eqx.Module):
     """Settings of an inference method: a frozen object with one field for each setting.
 
@@ -107,11 +123,14 @@ class Kernel(Method):
 
     Attributes:
         state_axes: axes over chains of the state's parts, as `jax.vmap` takes them. `None` marks
-            what all chains share: `init` gives every chain the same there, and only `adapt`
-            changes it.
+            what all chains share: `init` gives every chain the same there, and a step may make
+            it of nothing but what is shared.
+        in_turn: whether a processor had better step one chain after the other, because a step is a
+            loop over parts of the data that differ between chains.
     """
 
     state_axes: ClassVar[Any] = 0
+    in_turn: ClassVar[bool] = False
 
     @abc.abstractmethod
     def init(self, density: Density, position: Array, key: Array) -> PyTree:
@@ -125,7 +144,49 @@ class Kernel(Method):
     def position(self, state: PyTree) -> Array:
         """The flat position of a state."""
 
-    def schedule(self, num_warmup: int) -> PyTree:
+    def prepare(self, density: Density, key: Array) -> Preparation:
+        """What all chains are given before they start, such as what a pilot run found.
+
+        It runs once, on the host, and may compile what it needs. `key` is the run's.
+        """
+        del density, key
+        return Preparation(())
+
+    def settle(self, states: PyTree, prepared: PyTree, keys: Array, *, at_will: bool) -> PyTree:
+        """States of all chains with what was prepared.
+
+        Args:
+            states: the chains at their starts.
+            prepared: the preparation's value.
+            keys: one for each chain.
+            at_will: whether the user left it to the method where chains start.
+        """
+        del prepared, keys, at_will
+        return states
+
+    def period(self, state: PyTree) -> Array | None:
+        """Transitions after which `view` is made anew; `None` where it is the density itself."""
+        del state
+        return None
+
+    def view(self, density: Density, key: Array, index: Array) -> Density:
+        """What steps are given in place of the density, such as one with shuffled rows.
+
+        A function of the run's key and a counter alone, so that it need not be saved.
+        """
+        del key, index
+        return density
+
+    def exchange(self, states: PyTree) -> PyTree:
+        """Let the chains of a device give each other parts of their states after a transition."""
+        return states
+
+    def passes(self, density: Density) -> float:
+        """Which share of the rows one evaluation goes through."""
+        del density
+        return 1.0
+
+    def stages(self, num_warmup: int) -> PyTree:
         """What `adapt` is told at each warm-up step: arrays with leading axis `num_warmup`."""
         del num_warmup
         return ()
@@ -139,7 +200,7 @@ class Kernel(Method):
             density: the target.
             states: the chains of this device; parts that they share have no axis over chains.
             infos: what their steps said.
-            stage: this step's entry of the schedule.
+            stage: this step's entry of the stages.
             pool: sums an array over all devices that chains are spread over. What chains share
                 must be made of pooled sums alone, so that it is the same on every device.
         """

@@ -27,7 +27,12 @@ def count_costs(session: Session) -> dict[str, int | float]:
         warmup = session.total(name, "warmup")
         costs[name] = warmup + session.total(name, "posterior")
         costs[f"warmup_{name}"] = warmup
-    costs["data_passes"] = float(costs["evaluations"])
+    costs["data_passes"] = costs["evaluations"] * session.method.passes(session.density)
+    prepared = session.preparation
+    for name in ("gradients", "evaluations"):
+        costs[name] += getattr(prepared, name)
+        costs[f"warmup_{name}"] += getattr(prepared, name)
+    costs["data_passes"] += prepared.data_passes
     costs["compile_seconds"] = session.compile_seconds
     costs["sample_seconds"] = session.sample_seconds
     return costs

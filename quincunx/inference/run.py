@@ -110,9 +110,10 @@ def infer(
         num_chains: number of chains.
         key: an integer seed or a JAX key. Draws depend on (key, chain, transition) alone.
         thinning: keep one of so many transitions; `num_samples` counts the kept ones.
-        init: where chains start: `None` or 'uniform' (uniform on (-2, 2) in unconstrained
-            coordinates), 'prior', or a dict of values by site, for all chains or with a
-            leading axis over chains; sites that it leaves out start as by 'uniform'.
+        init: where chains start: 'uniform' (uniform on (-2, 2) in unconstrained coordinates),
+            'prior', or a dict of values by site, for all chains or with a leading axis over
+            chains; sites that it leaves out start as by 'uniform'. `None` leaves it to the
+            method: 'uniform' for most, about the mode for those that search for it.
         coords: labels by dimension name.
         chain_method: 'vectorized' (all chains at once), 'sequential' (one after the other) or
             'parallel' (spread over the devices).
@@ -166,9 +167,11 @@ def infer(
     label = f"{method.name} on {density.program.name}"
     shown = progress if blocking or callable(progress) else False
     with reporting(label, progress=shown) as report:
-        groups = _groups(method, density, key, layout, chain_mesh, init)
+        prepared = method.prepare(density, key)
+        groups = _groups(method, density, key, layout, chain_mesh, init, prepared.value)
         sink = _sink(store, groups, density, plan)
-        session = Session(method, density, plan, groups, chain_mesh, sink, key, chain_method)
+        settings = (groups, chain_mesh, sink, key, chain_method, prepared)
+        session = Session(method, density, plan, *settings)
         session.compile_seconds = time.perf_counter() - clock
         job = Job(session, _saver(checkpoint), until, resume=resume)
         if not blocking:
@@ -186,13 +189,16 @@ def _groups(
     layout: list[np.ndarray],
     mesh: Mesh | None,
     init: str | Mapping[str, Any] | None,
+    prepared: Any,
 ) -> list[Group]:
     """The chains at their starts, in groups that run together."""
     strategy, given = given_values(density, init, sum(map(len, layout)))
     groups = []
     for chains in layout:
         chosen = {name: value[chains] for name, value in given.items()}
-        carry, keys, found, positions = begin(method, strategy, density, key, chains, chosen)
+        carry, keys, found, positions = begin(
+            method, strategy, density, key, chains, chosen, prepared
+        )
         check_start(density, found, positions)
         carry, keys = _place(method, carry, keys, mesh)
         groups.append(Group(keys, carry))

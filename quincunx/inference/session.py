@@ -21,11 +21,12 @@ from jaxtyping import Array, PyTree
 
 from quincunx.engine.density import Density
 from quincunx.inference.driver import TOTALS, Block, Carry, Limits, advance, buffer_length
-from quincunx.inference.method import Kernel, Machine
+from quincunx.inference.method import Kernel, Machine, Preparation
 from quincunx.inference.sinks import Sink
 
 _NEVER = np.iinfo(np.int32).max // 2
 _PHASES = ("warmup", "posterior")
+_BRANCH = 2**31 - 1  # no transition has this number
 _WORTH_MEASURING = 5.0  # seconds of sampling
 _TRIAL_SECONDS = 0.3
 
@@ -127,6 +128,7 @@ class Session:
         sink: where draws go.
         key: the run's key.
         layout: how the chains are laid out, `vectorized`, `sequential` or `parallel`.
+        preparation: what the method made before the chains started, and its cost.
         compile_seconds: time spent preparing and compiling.
         sample_seconds: time spent running.
         outcome: why the last run stopped before the end of its plan, or `None`.
@@ -144,6 +146,7 @@ class Session:
         sink: Sink,
         key: Array,
         layout: str,
+        preparation: Preparation,
     ) -> None:
         self.method = method
         self.density = density
@@ -153,6 +156,7 @@ class Session:
         self.sink = sink
         self.key = key
         self.layout = layout
+        self.preparation = preparation
         self.outcome: str | None = None
         self.free: bool | None = None
         self.compile_seconds = 0.0
@@ -166,7 +170,7 @@ class Session:
             for group in self.groups
         ]
         settings = (self.method, self.density, self.plan, groups, self.mesh, self.sink.copy())
-        session = Session(*settings, self.key, self.layout)
+        session = Session(*settings, self.key, self.layout, self.preparation)
         session.compile_seconds = self.compile_seconds
         session.sample_seconds = self.sample_seconds
         session.free = self.free
@@ -184,7 +188,7 @@ class Session:
 
     @functools.cached_property
     def _schedule(self) -> PyTree:
-        return jax.tree.map(np.asarray, self.method.schedule(self.plan.num_warmup))
+        return jax.tree.map(np.asarray, self.method.stages(self.plan.num_warmup))
 
     @property
     def _capacity(self) -> int:
@@ -223,6 +227,35 @@ class Session:
         self._pace.update(int(limits.stop - limits.start), elapsed)
         self.sample_seconds += elapsed
         return self.progress()
+
+    def branch(
+        self, change: Callable[[PyTree], PyTree], count: int, settling: int
+    ) -> tuple[dict[str, np.ndarray], int]:
+        """Draws that the chains would make from here in a changed state; the run stays as it is.
+
+        Args:
+            change: gives the states of all chains others, of the same shapes.
+            count: draws of each chain.
+            settling: transitions before them.
+
+        Returns:
+            Draws by site, `(chain, draw, ...)`, and the evaluations that they took.
+        """
+        chains, evaluations = [], 0
+        for group in self.groups:
+            zero = jax.numpy.zeros_like(group.carry.count)
+            carry = Carry(change(group.carry.state), zero, zero, zero, zero > 0)
+            keys = jax.vmap(functools.partial(jax.random.fold_in, data=_BRANCH))(group.keys)
+            aside, parts = Group(keys, carry), []
+            for start in range(0, settling + count, self._capacity):
+                stop = min(start + self._capacity, settling + count)
+                limits = Limits(*np.asarray((start, stop, 0, settling, 1), np.int32))
+                aside.carry, block = self._call(aside, limits, free=False)
+                block, kept = jax.device_get(block), _kept(limits)
+                parts.append({name: values[:, :kept] for name, values in block.draws.items()})
+                evaluations += int(block.totals["evaluations"].sum())
+            chains.append(jax.tree.map(lambda *part: np.concatenate(part, axis=1), *parts))
+        return jax.tree.map(lambda *part: np.concatenate(part), *chains), evaluations
 
     def progress(self) -> Progress:
         """How far the run is."""
@@ -303,6 +336,7 @@ class Session:
             group.carry,
             window,
             limits,
+            self.key,
         )
 
     def _limits(self, done: int) -> tuple[Limits, str]:

@@ -335,7 +335,7 @@ class SliceSampler(Machine):
         """The position of a state."""
         return state.x
 
-    def schedule(self, num_warmup: int) -> Stage:
+    def stages(self, num_warmup: int) -> Stage:
         """Windows of growing length, and a gain that falls."""
         return affine.schedule(num_warmup)
 

@@ -20,6 +20,7 @@ from quincunx.inference.method import Kernel
 
 _TRIES = 100
 _STRATEGIES = ("uniform", "prior")
+_AT_WILL = "at will"
 
 
 def chain_keys(key: Array, chains: Any) -> tuple[Array, Array]:
@@ -37,7 +38,7 @@ def given_values(density: Density, init: Any, num_chains: int) -> tuple[str, dic
         MethodError: an unknown strategy.
     """
     if init is None:
-        return "uniform", {}
+        return _AT_WILL, {}
     if isinstance(init, str):
         if init not in _STRATEGIES:
             raise MethodError(unknown("strategy", init, _STRATEGIES, " in `init`"))
@@ -72,6 +73,7 @@ def begin(
     key: Array,
     chains: Any,
     given: Mapping[str, Any],
+    prepared: Any = (),
 ) -> tuple[Carry, Array, Array, Array]:
     """Find a start for each chain.
 
@@ -83,6 +85,11 @@ def begin(
     state, found, position = jax.vmap(find)(start_keys, given)
     state = jax.tree.map(
         lambda axis, leaf: leaf[0] if axis == SHARED else leaf, axes_of(method, state), state
+    )
+    state = jax.tree.map(
+        lambda new, old: jnp.asarray(new, old.dtype),
+        method.settle(state, prepared, start_keys, at_will=strategy == _AT_WILL),
+        state,
     )
     zero = jnp.zeros(chains.shape[0], jnp.int32)
     return Carry(state, zero, zero, zero, zero > 0), step_keys, found, position

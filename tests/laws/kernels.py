@@ -2,10 +2,13 @@
 
 from typing import ClassVar, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 import quincunx as qx
+from quincunx.inference.estimators import Minibatch
+from quincunx.inference.minibatch import Batches
 
 
 class Walk(NamedTuple):
@@ -160,3 +163,55 @@ class NoEllipse(qx.EllipticalSlice):
 
     def correction(self, state, scale, angle, dim):
         return jnp.zeros_like(scale)
+
+
+class Unscaled(Batches):
+    """Broken: the likelihood of a block is not scaled up to all rows."""
+
+    def block(self, index):
+        block = super().block(index)
+        return eqx.tree_at(lambda b: b.weight, block, 1 / self.number, is_leaf=lambda x: x is None)
+
+
+class ReplacingSGLD(qx.SGLD):
+    """Blocks drawn independently."""
+
+    independent: ClassVar[bool] = True
+
+
+class ReplacingSGHMC(qx.SGHMC):
+    """Blocks drawn independently."""
+
+    independent: ClassVar[bool] = True
+
+
+class UnscaledSGLD(qx.SGLD):
+    """Broken: minibatches count for themselves only."""
+
+    def batches(self, density):
+        return Unscaled.of(density, self.batch_size)
+
+
+class _ScaledPrior(Minibatch):
+    def __call__(self, density, z, index, memory, anchor):
+        found = super().__call__(density, z, index, memory, anchor)
+        prior = jax.grad(density.log_prior)(z)
+        return found._replace(score=found.score + (self.batches.number - 1) * prior)
+
+
+class ScaledPriorSGLD(qx.SGLD):
+    """Broken: the prior is scaled as the likelihood is."""
+
+    def estimator(self, density):
+        return _ScaledPrior(self.batches(density))
+
+
+class LoudSGHMC(qx.SGHMC):
+    """Broken: momentum noise of an explicit Euler step, 2 C h in place of 1 - c^2."""
+
+    def move(self, z, motion, score, tuning, index, key):
+        h, unit = tuning.step_size, jnp.sqrt(tuning.scale)
+        keep, kicked = jnp.exp(-tuning.friction * h), motion + h * unit * score
+        xi = jax.random.normal(key, z.shape, z.dtype)
+        thrown = keep * kicked + jnp.sqrt(2 * tuning.friction * h * self.temperature) * xi
+        return z + 0.5 * h * unit * (kicked + thrown), thrown

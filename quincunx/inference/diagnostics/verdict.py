@@ -108,7 +108,7 @@ def _mixing(found: Convergence, free: np.ndarray, chains: int) -> list[Finding]:
 
 
 def _hamiltonian(
-    stats: Mapping[str, np.ndarray], diverged: tuple[int, int] | None
+    stats: Mapping[str, np.ndarray], diverged: tuple[int, int] | None, kind: Kind
 ) -> list[Finding]:
     findings = []
     count, total = diverged or (int(np.sum(stats["diverging"])), stats["diverging"].size)
@@ -116,6 +116,9 @@ def _hamiltonian(
         status: Status = "suspect" if count < 0.1 * total else "failed"
         reason = f"{count} of {total} transitions diverged: parts of the posterior are missed."
         advice = "Raise `target_accept` (0.95, 0.99), or reparametrise (non-centre) the model."
+        if kind is not Kind.EXACT:
+            reason = f"The step of {count} of {total} transitions was not finite and left out."
+            advice = "Use a smaller `step_size`, or leave it out to have it tuned."
         findings.append(Finding(status, reason, advice))
     deep = stats.get("reached_max_tree_depth")
     if deep is not None and np.mean(deep) > 0.05:
@@ -151,6 +154,7 @@ def judge(
     kind: Kind,
     outcome: str = "",
     diverged: tuple[int, int] | None = None,
+    bias: Iterable[Finding] | None = None,
 ) -> Verdict:
     """Judge the draws of Markov chains.
 
@@ -161,17 +165,20 @@ def judge(
         kind: what the method promises; only an exact method can be `ok` from these alone.
         outcome: why the run ended before its plan, if it did.
         diverged: how many of how many draws diverged, where `stats` are of some draws only.
+        bias: what the bias report says, for a biased method that has one.
     """
     chains, length = stats["lp"].shape
     if not length:
         advice = "Let the run get beyond its warm-up."
         return Verdict.of([Finding("failed", "There are no draws yet.", advice)], outcome)
     findings = _movement(found, free) + _mixing(found, free, chains)
-    findings += _hamiltonian(stats, diverged) + _slicing(stats)
+    findings += _hamiltonian(stats, diverged, kind) + _slicing(stats)
     if not np.isfinite(stats["lp"]).all():
         reason = "The log density was not finite at some draws."
         findings.append(Finding("failed", reason, "Look for NaN in the model's terms."))
-    if kind is not Kind.EXACT:
+    if kind is Kind.BIASED and bias is not None:
+        findings += bias
+    elif kind is not Kind.EXACT:
         reason = f"The method is {kind.value}: chains that agree may agree on the wrong law."
         findings.append(Finding("suspect", reason, "Compare with an exact method."))
     return Verdict.of(findings, outcome)

@@ -155,7 +155,7 @@ class NUTS(Kernel):
         """The position of a state."""
         return jnp.asarray(state.chain.position)
 
-    def schedule(self, num_warmup: int) -> Stage:
+    def stages(self, num_warmup: int) -> Stage:
         """Stan's: step size only, then windows of doubling length, then step size only."""
         last = np.arange(num_warmup) == num_warmup - 1
         if not num_warmup:

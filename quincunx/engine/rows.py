@@ -1,0 +1,96 @@
+"""Which rows of a data plate are in use: chosen ones, or a contiguous block."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+from jaxtyping import Array
+
+_UNROLLED = 16
+
+
+class Block(eqx.Module):
+    """Contiguous rows of a data plate: `size` of them, from `start` on.
+
+    Cutting a block out of an array moves memory in one piece; chosen rows are gathered one by
+    one, which costs several times as much.
+
+    Attributes:
+        start: the first row, traced; `start + size` must not go beyond the plate.
+        size: number of rows, static.
+        count: how many of them, from the first on, count; the others are masked out. `None` for
+            all.
+        order: the row that stands in each place, where rows are in an order that their arrays do
+            not have; they are then gathered.
+        weight: a further factor of the plate's terms, `None` for one.
+    """
+
+    start: Any
+    size: int = eqx.field(static=True)
+    count: Any = None
+    order: Any = None
+    weight: Any = None
+
+    @property
+    def indices(self) -> Array:
+        """The rows as a vector."""
+        places = jnp.asarray(self.start) + jnp.arange(self.size)
+        return places if self.order is None else jnp.asarray(self.order)[places]
+
+    @property
+    def shape(self) -> tuple[int]:
+        """As the vector of rows has it."""
+        return (self.size,)
+
+    def take(self, array: Any) -> Array:
+        """The block's rows of an array."""
+        if self.order is not None:
+            return jnp.asarray(array)[self.indices]
+        return _cut(self.size)(jnp.asarray(array), jnp.asarray(self.start))
+
+    def only(self, terms: Array, axis: int) -> Array:
+        """Terms with the block on one axis: masked, and rescaled from `size` to `count` rows."""
+        if self.weight is not None:
+            terms = self.weight * terms
+        if self.count is None:
+            return terms
+        shape = [1] * terms.ndim
+        shape[axis] = self.size
+        counted = (jnp.arange(self.size) < self.count).reshape(shape)
+        return jnp.where(counted, terms, 0.0) * (self.size / self.count)
+
+
+def take(array: Any, rows: Any) -> Array:
+    """The rows of an array that a `Block` or a vector of indices names."""
+    return rows.take(array) if isinstance(rows, Block) else jnp.asarray(array)[rows]
+
+
+def indices(rows: Any) -> Array:
+    """The rows that a `Block` or a vector names, as a vector."""
+    return rows.indices if isinstance(rows, Block) else rows
+
+
+def _cut(size: int) -> Any:
+    """`array[start : start + size]`, cut in one piece under `vmap` over starts too.
+
+    The general rule makes a gather of several slices, which XLA copies element by element.
+    """
+
+    @custom_vmap
+    def cut(array: Array, start: Array) -> Array:
+        return jax.lax.dynamic_slice_in_dim(array, start, size)
+
+    @cut.def_vmap
+    def _(axis_size: int, in_batched: list[bool], array: Array, start: Array) -> tuple:
+        array_batched, start_batched = in_batched
+        if array_batched or not start_batched or axis_size > _UNROLLED:
+            axes = (0 if array_batched else None, 0 if start_batched else None)
+            slice_of = lambda array, start: jax.lax.dynamic_slice_in_dim(array, start, size)  # noqa: E731
+            return jax.vmap(slice_of, axes)(array, start), True
+        return jnp.stack([cut(array, start[index]) for index in range(axis_size)]), True
+
+    return cut

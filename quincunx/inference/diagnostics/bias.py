@@ -1,0 +1,245 @@
+r"""The bias report: how wrong a stochastic-gradient sampler is.
+
+Chains that agree cannot show that they agree on the wrong law, so four other things are looked at.
+
+- *Step halving*. The chains go on from where they are with half the step size and twice the steps.
+  With a bias b(eps) that grows as eps, b(eps) = 2 (m(eps) - m(eps / 2)) for means m, and alike
+  for standard deviations: Richardson's estimate. Where the bias is of higher order that overstates
+  it. Both columns come with standard errors.
+- *Gradient noise*. How much too large the noise of independent minibatches would make the variance
+  in the worst direction, from the gradients of single rows at draws. Visiting each block once an
+  epoch makes it smaller.
+- *Virtual acceptance*. How often a Metropolis step with the full gradient and the same step size
+  would be accepted. For Gaussian targets in d dimensions it is 2 Phi(-K / 2),
+  K = sqrt(d) h^(3/2) / 4, with eps = h / 2, where eps / 2 is the relative error of variances; so
+  it stands for an error of variances of (16 K^2 / d)^(1/3) / 4.
+- *Kernel Stein discrepancy* on the full data, beside what independent exact draws would have
+  (`diagnostics/discrepancy.py` says what it cannot see). It is no part of the verdict.
+
+Richardson's estimate for Langevin chains: Durmus, Simsekli, Moulines, Badeau and Richard (2016),
+Stochastic gradient Richardson-Romberg Markov chain Monte Carlo, NeurIPS; the acceptance: Roberts
+and Rosenthal (1998), Optimal scaling of discrete approximations to Langevin diffusions, Journal of
+the Royal Statistical Society B 60:255.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jaxtyping import Array
+from scipy import stats
+
+from quincunx.engine.density import Density
+from quincunx.inference import minibatch
+from quincunx.inference.diagnostics.convergence import flatten
+from quincunx.inference.diagnostics.discrepancy import kernel_stein_discrepancy
+from quincunx.inference.diagnostics.verdict import Finding, Status, worst
+from quincunx.inference.estimators import ControlVariates
+from quincunx.inference.noise import noise_of, row_errors, rows_used
+from quincunx.inference.session import Session
+from quincunx.inference.stochastic import State, StochasticKernel
+
+_DRAWS = 256  # for the discrepancy
+_PROPOSALS = 64
+_NOISY = 4  # draws at which gradients of single rows are taken
+_LONGEST, _SETTLING = 1000, 20
+_SEEN = 0.1  # bias in posterior sds, or relative of an sd, that is worth a word
+_GRAVE = 0.5
+_NOISE, _GRAVE_NOISE = 0.2, 1.0  # relative error of variances
+_RESOLVED = 0.1
+_COLUMNS = ("mean_bias", "mean_error", "sd_bias", "sd_error")
+
+
+class _Moments(NamedTuple):
+    """Means and sds of scalar parameters with their standard errors, each `(parameter,)`."""
+
+    mean: np.ndarray
+    sd: np.ndarray
+    mean_error: np.ndarray
+    sd_error: np.ndarray
+
+
+def bias_report(session: Session, draws: Mapping[str, Any]) -> xr.Dataset:
+    """The report as a dataset over parameters; single figures are its attributes.
+
+    Args:
+        session: a run of a `StochasticKernel` that has ended.
+        draws: its draws by site, `(chain, draw, ...)`.
+    """
+    began = time.perf_counter()
+    method, density = session.method, session.density
+    assert isinstance(method, StochasticKernel)
+    names, values = flatten(draws)
+    count = int(np.clip(session.plan.num_samples, 2 * _SETTLING, _LONGEST))
+    halved, evaluations = session.branch(method.halved, count, _SETTLING)
+    there = {name: halved[name] for name in draws}
+    whole, half = _moments(values), _moments(flatten(there)[1])
+    moving = whole.sd > 0
+    sd = np.where(moving, whole.sd, 1.0)
+    columns = {
+        "mean_bias": 2 * (whole.mean - half.mean) / sd,
+        "mean_error": 2 * np.hypot(whole.mean_error, half.mean_error) / sd,
+        "sd_bias": 2 * (whole.sd - half.sd) / sd,
+        "sd_error": 2 * np.hypot(whole.sd_error, half.sd_error) / sd,
+    }
+    figures, passes = _on_all_rows(session, method, density, draws)
+    figures["data_passes"] = passes + evaluations * method.passes(density)
+    figures["seconds"] = time.perf_counter() - began
+    data = {name: ("parameter", np.where(moving, column, 0.0)) for name, column in columns.items()}
+    return xr.Dataset(data, coords={"parameter": names}, attrs=figures)
+
+
+def _moments(values: np.ndarray) -> _Moments:
+    """Of `(chain, draw, parameter)`."""
+    from arviz_stats.base import array_stats  # slow to import
+
+    mean, sd = values.mean(axis=(0, 1)), values.std(axis=(0, 1))
+    squares = (values - mean) ** 2
+
+    def error(values: np.ndarray) -> np.ndarray:
+        spread = values.std(axis=(0, 1))
+        moving = spread > 0
+        size = np.ones(len(spread))
+        if moving.any():
+            entries = np.moveaxis(values[..., moving], -1, 0)
+            size[moving] = array_stats.ess(entries, method="mean")
+        return spread / np.sqrt(size)
+
+    return _Moments(mean, sd, error(values), error(squares) / np.where(sd > 0, 2 * sd, 1.0))
+
+
+def _on_all_rows(
+    session: Session, method: StochasticKernel, density: Density, draws: Mapping[str, Any]
+) -> tuple[dict[str, float], float]:
+    """Figures that take gradients of all rows, and how often they went through them."""
+    state: State = session.groups[0].carry.state
+    key = jax.random.fold_in(session.key, 3)
+    z = _positions(density, draws, _DRAWS)
+    with np.errstate(all="ignore"):
+        found = jax.device_get(_full(method, density, state.tuning, z, key))
+        noise_bias, acceptance, scores = found
+        ksd, level = kernel_stein_discrepancy(np.asarray(z), scores / method.temperature)
+    dim = z.shape[1]
+    tail = float(np.clip(acceptance, 1e-12, 1.0))
+    k = -2 * stats.norm.ppf(tail / 2)
+    figures = {
+        "step_size": float(state.tuning.step_size),
+        "steps": int(state.tuning.steps),
+        "noise_bias": float(noise_bias),
+        "acceptance": float(acceptance),
+        "acceptance_bias": float((16 * k**2 / dim) ** (1 / 3) / 4),
+        "ksd": ksd,
+        "ksd_of_exact_draws": level,
+    }
+    rows = method.batches(density).rows
+    passes = len(z) + min(_PROPOSALS, len(z)) + 2 * _NOISY * rows_used(density, rows) / rows
+    return figures, passes
+
+
+def _positions(density: Density, draws: Mapping[str, Any], most: int) -> Array:
+    """Some draws as flat positions, evenly over chains and iterations."""
+    latent = {site.name: np.asarray(draws[site.name]) for site in density.program.latents}
+    flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in latent.items()}
+    total = len(next(iter(flat.values())))
+    chosen = np.unique(np.linspace(0, total - 1, most).astype(int))
+    return _unconstrained(density, {name: value[chosen] for name, value in flat.items()})
+
+
+@eqx.filter_jit
+def _unconstrained(density: Density, values: Mapping[str, Any]) -> Array:
+    return jax.vmap(density.unconstrain)(values)
+
+
+@eqx.filter_jit
+def _full(
+    method: StochasticKernel, density: Density, tuning: Any, z: Array, key: Array
+) -> tuple[Array, Array, Array]:
+    """Noise's error of variances, mean virtual acceptance, and scores at positions."""
+    temperature = method.temperature
+    values, scores = jax.lax.map(jax.value_and_grad(density.log_density), z)
+    keys = jax.random.split(key, 3)
+    step, scale = method.euler_step(tuning), tuning.scale
+    some = slice(0, None, max(len(z) // _PROPOSALS, 1))
+    here, value, score = z[some], values[some], scores[some]
+    xi = jax.random.normal(keys[0], here.shape, here.dtype)
+    there = here + step * scale * score + jnp.sqrt(2 * step * temperature * scale) * xi
+    new_value, new_score = jax.lax.map(jax.value_and_grad(density.log_density), there)
+
+    def transition(start: Array, slope: Array, end: Array) -> Array:
+        error = end - start - step * scale * slope
+        return -jnp.sum(error**2 / (4 * step * scale), axis=1)
+
+    ratio = new_value - value + transition(there, new_score, here) - transition(here, score, there)
+    acceptance = jnp.exp(jnp.minimum(ratio / temperature, 0.0))
+    acceptance = jnp.mean(jnp.where(jnp.isfinite(acceptance), acceptance, 0.0))
+    return _noise_bias(method, density, tuning, z, keys[1]), acceptance, scores
+
+
+def _noise_bias(
+    method: StochasticKernel, density: Density, tuning: Any, z: Array, key: Array
+) -> Array:
+    """The mean over a few draws."""
+    estimator, view = method.estimator(density), minibatch.shuffled(density, key)
+    batches = estimator.batches
+
+    def at(pair: tuple) -> Array:
+        position, other = pair
+        if not estimator.reduces_noise:
+            other = None
+        elif type(estimator) is ControlVariates:
+            other = tuning.anchor.position
+        found = row_errors(view, position, other)
+        return method.noise_bias(tuning, noise_of(found, tuning.scale, batches, key))
+
+    stride = max(len(z) // (2 * _NOISY), 1)
+    chosen = z[::stride]
+    half = len(chosen) // 2
+    return jnp.mean(jax.lax.map(at, (chosen[:half], chosen[half : 2 * half])))
+
+
+def judge_bias(report: xr.Dataset, free: np.ndarray) -> list[Finding]:
+    """What a report says against the draws.
+
+    Args:
+        report: from `bias_report`.
+        free: which parameters are random.
+    """
+    findings = []
+    names = [name for name, keep in zip(report["parameter"].values, free, strict=True) if keep]
+    smaller = "Use a smaller `step_size`, or leave it out to have it tuned."
+    for what, label in (("mean", "mean"), ("sd", "standard deviation")):
+        bias = np.abs(report[f"{what}_bias"].values[free])
+        error = report[f"{what}_error"].values[free]
+        if not bias.size:
+            continue
+        sure, at = worst(np.nan_to_num(bias - 3 * error, nan=np.inf), names, largest=True)
+        size = bias[names.index(at)]
+        if sure > _SEEN:
+            status: Status = "suspect" if sure < _GRAVE else "failed"
+            reason = f"Step halving: the {label} of '{at}' is off by about {size:.2f} posterior sds"
+            findings.append(Finding(status, f"{reason} because of the step size.", smaller))
+        unsure, at = worst(error, names, largest=True)
+        if unsure > _RESOLVED:
+            reason = f"Step halving can tell the {label} of '{at}' only to {unsure:.2f} posterior "
+            advice = "Draw more (`num_samples`), so that the bias can be told."
+            findings.append(Finding("suspect", reason + "sds.", advice))
+    noise, accepted = report.attrs["noise_bias"], report.attrs["acceptance_bias"]
+    if not noise <= _NOISE:
+        status = "suspect" if noise < _GRAVE_NOISE else "failed"
+        reason = f"Gradient noise makes variances up to {100 * noise:.0f} % too large"
+        advice = "Use a larger `batch_size`, `control_variates='mode'` or a smaller `step_size`."
+        findings.append(Finding(status, f"{reason} (if minibatches were independent).", advice))
+    if not accepted <= _NOISE:
+        status = "suspect" if accepted < _GRAVE_NOISE else "failed"
+        share = 100 * report.attrs["acceptance"]
+        reason = f"A Metropolis step on all rows would accept {share:.2g} %: the step size makes "
+        reason += f"variances about {100 * accepted:.0f} % too large."
+        findings.append(Finding(status, reason, smaller))
+    return findings

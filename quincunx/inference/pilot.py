@@ -1,0 +1,271 @@
+r"""The pilot run: what stochastic-gradient samplers need to know before they start.
+
+1. The mode m: Adam on minibatches with a step that falls as a cosine, then Newton steps with all
+   rows' gradient, solved by conjugate gradients.
+2. Scales G = 1 / (Fisher information + prior precision), both diagonals at the mode.
+3. In coordinates scaled by G: the largest curvature A, by power iteration with Hessian-vector
+   products, and the noise V of the gradient estimate, from the gradients of single rows: at the
+   mode, or for control variates their differences between the mode and points one G^(1/2) N(0, I)
+   away from it.
+4. The step size, from A, V and the tolerance; each sampler knows its own bias.
+5. The steps of a transition: half the integrated autocorrelation time of the slowest coordinate of
+   chains that are run for it, so that the draws of successive transitions hardly depend on each
+   other.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array
+
+from quincunx.engine import Block
+from quincunx.engine.density import Density
+from quincunx.engine.errors import MethodError
+from quincunx.inference import minibatch
+from quincunx.inference.driver import stepping
+from quincunx.inference.estimators import Anchor, ControlVariates, anchored, weighed
+from quincunx.inference.method import Preparation
+from quincunx.inference.minibatch import Batches
+from quincunx.inference.noise import (
+    POWER,
+    finite_share,
+    largest_eigenvalue,
+    noise_of,
+    row_errors,
+    rows_used,
+)
+from quincunx.inference.stochastic import Noise, Pilot, State, StochasticKernel, Tuning
+
+_SEARCH, _SEARCH_ROWS, _RATE = 1500, 256, 0.05
+_NEWTON, _CONJUGATE = 3, 30
+_HESSIAN_ROWS = 400_000
+_PROBES = 16
+_CHAINS, _RECORDS, _WATCHED = 4, 400, 64
+_STRIDES = (1, 8, 64, 512)
+_RESOLVED = 25  # records that an autocorrelation time may take
+_MOST_STEPS = 5000
+
+
+class Survey(NamedTuple):
+    """What is known about the mode.
+
+    Attributes:
+        anchor: the mode, and the likelihood of all rows there.
+        scale: G, `(dim,)`.
+        curvature: largest eigenvalue of the Hessian in scaled coordinates.
+        noise: of the gradient estimate in scaled coordinates.
+        spread: conditional standard deviations, `(dim,)`.
+    """
+
+    anchor: Anchor
+    scale: Array
+    curvature: Array
+    noise: Noise
+    spread: Array
+
+
+def pilot(method: StochasticKernel, density: Density, key: Array) -> Preparation:
+    """What the settings leave open, and its cost.
+
+    Raises:
+        MethodError: no mode with finite density was found.
+    """
+    estimator = method.estimator(density)
+    batches, dtype = estimator.batches, jax.dtypes.canonicalize_dtype(float)
+    steps = jnp.asarray(method.steps or 1, jnp.int32)
+    begun = (jnp.zeros((), jnp.int32), jnp.zeros((), dtype), steps)
+    searched = not method.is_tuned or type(estimator) is ControlVariates
+    gradients, passes = 0, 2.0  # to see that the likelihood is a sum over rows
+    if searched:
+        survey = _survey(method, density, key)
+        if not np.isfinite(np.asarray(survey.noise.largest + survey.curvature)):
+            message = f"No mode of model `{density.program.name}` was found to start from: "
+            message += "the search ended where the log density or its derivatives are not finite. "
+            raise MethodError(message + "Give `step_size`, `preconditioner=None` and `init`.")
+        size, friction = method.tuned_step(survey.curvature, survey.noise)
+        size = jnp.asarray(method.step_size or size, dtype)
+        tuning = Tuning(*begun, size, survey.scale, jnp.asarray(friction, dtype), survey.anchor)
+        spread, (gradients, passes) = survey.spread, _spent(density, batches)
+    else:
+        none = jnp.zeros(density.dim, dtype)
+        anchor, spread = Anchor(none, jnp.zeros((), dtype), none), jnp.ones_like(none)
+        friction = jnp.asarray(getattr(method, "friction", None) or 0.0, dtype)
+        tuning = Tuning(*begun, jnp.asarray(method.step_size, dtype), spread, friction, anchor)
+    if method.steps is None:
+        found, made = _transition(method, density, Pilot(tuning, spread, searched), key)
+        tuning = tuning._replace(steps=jnp.asarray(found, jnp.int32))
+        gradients += made
+        passes += made / batches.number
+    return Preparation(Pilot(tuning, spread, searched), gradients, gradients, passes)
+
+
+def _spent(density: Density, batches: Batches) -> tuple[int, float]:
+    """Gradients of a survey, and how often they went through all rows."""
+    rows, search = batches.rows, Batches.of(density, max(batches.size, _SEARCH_ROWS))
+    products = _NEWTON * _CONJUGATE + POWER
+    sampled = min(rows, _HESSIAN_ROWS) / rows
+    noise = 4 * rows_used(density, rows)
+    passes = _SEARCH / search.number + 2 * _NEWTON + 1 + 2 * products * sampled + noise / rows
+    return _SEARCH + 2 * products + 2 * _NEWTON + 1 + noise, passes
+
+
+@eqx.filter_jit
+def _survey(method: StochasticKernel, density: Density, key: Array) -> Survey:
+    """Mode, scales, curvature and noise."""
+    estimator = method.estimator(density)
+    batches, keys = estimator.batches, jax.random.split(key, 6)
+    view = minibatch.shuffled(density, keys[0])
+    search = Batches.of(density, max(batches.size, _SEARCH_ROWS))
+    some = Block(0, min(batches.rows, _HESSIAN_ROWS))
+
+    def curved(z: Array, direction: Array) -> Array:
+        """Hessian of -log density, from some rows, times a direction."""
+        return -jax.jvp(lambda z: weighed(view, z, some)[1], (z,), (direction,))[1]
+
+    found = _search(view, search, 0.1 * density.initial(keys[1]), keys[2])
+    rough = 1 / (
+        row_errors(view, found).diagonal / batches.rows + _prior_precision(view, found, keys[3])
+    )
+    mode = _newton(view, search, curved, rough, found)
+    anchor = anchored(view, search, mode)
+    errors = row_errors(view, mode)
+    information = errors.diagonal / batches.rows
+    precision = information + _prior_precision(view, mode, keys[3])
+    spread = 1 / jnp.sqrt(precision)
+    if estimator.reduces_noise:
+        xi = jax.random.normal(keys[4], mode.shape, mode.dtype)
+        errors = row_errors(view, mode + spread * xi, mode)
+    scale = jnp.ones_like(mode)
+    if method.metric == "diagonal":
+        scale = 1 / precision
+    elif method.metric == "rmsprop":
+        variance = finite_share(batches) * errors.diagonal
+        scale = 1 / (1e-5 + jnp.sqrt(variance + information))
+    unit = jnp.sqrt(scale)
+    curvature = largest_eigenvalue(lambda v: unit * curved(mode, unit * v), mode, keys[5])
+    noise = noise_of(errors, scale, batches, keys[5])
+    return Survey(anchor, scale, curvature, noise, spread)
+
+
+def _search(density: Density, batches: Batches, z: Array, key: Array) -> Array:
+    """Adam on minibatches; a step that is not finite is left out."""
+    optimiser = optax.adam(optax.cosine_decay_schedule(_RATE, _SEARCH))
+
+    def step(carry: tuple, index: Array) -> tuple[tuple, None]:
+        z, state = carry
+        block = jax.random.randint(jax.random.fold_in(key, index), (), 0, batches.number)
+        score = weighed(density, z, batches.block(block))[1]
+        score = jnp.where(jnp.all(jnp.isfinite(score)), score, 0.0)
+        update, state = optimiser.update(-score, state)
+        return (jnp.asarray(optax.apply_updates(z, update)), state), None
+
+    return jax.lax.scan(step, (z, optimiser.init(z)), jnp.arange(_SEARCH))[0][0]
+
+
+def _newton(density: Density, batches: Batches, curved: Any, scale: Array, z: Array) -> Array:
+    """Newton steps, each taken only where it raises the log density."""
+
+    def terms(z: Array) -> tuple[Array, Array]:
+        prior, slope = jax.value_and_grad(density.log_prior)(z)
+        anchor = anchored(density, batches, z)
+        return prior + anchor.value, slope + anchor.score
+
+    def step(carry: tuple, _: None) -> tuple[tuple, None]:
+        z, value, score = carry
+        change, _ = jax.scipy.sparse.linalg.cg(
+            functools.partial(curved, z),
+            score,
+            maxiter=_CONJUGATE,
+            tol=1e-6,
+            M=lambda v: scale * v,
+        )
+        moved = z + change
+        raised, slope = terms(moved)
+        better = (raised > value) & jnp.all(jnp.isfinite(slope))
+        return jax.tree.map(
+            lambda a, b: jnp.where(better, a, b), (moved, raised, slope), carry
+        ), None
+
+    return jax.lax.scan(step, (z, *terms(z)), None, _NEWTON)[0][0]
+
+
+def _prior_precision(density: Density, z: Array, key: Array) -> Array:
+    """Diagonal of the Hessian of -log prior, by Hutchinson's estimator."""
+    slope = jax.grad(density.log_prior)
+
+    def probe(key: Array) -> Array:
+        signs = jax.random.rademacher(key, z.shape, z.dtype)
+        return -signs * jax.jvp(slope, (z,), (signs,))[1]
+
+    found = jnp.mean(jax.vmap(probe)(jax.random.split(key, _PROBES)), axis=0)
+    return jnp.maximum(found, 1e-6)
+
+
+def _transition(
+    method: StochasticKernel, density: Density, found: Pilot, key: Array
+) -> tuple[int, int]:
+    """Steps of a transition by the autocorrelation, and the gradients that it took to find them."""
+    made, gradients, stride = 0.0, 0, _STRIDES[0]
+    for stride in _STRIDES:
+        run = _rehearse(method.rehearsed, density, found, np.int32(stride), key)
+        record, spent = jax.device_get(run)
+        gradients += int(spent)
+        made = autocorrelation_time(record)
+        if made < _RESOLVED:
+            break
+    steps = np.ceil(method.transition_steps(made * stride))
+    return int(np.clip(steps, 1, _MOST_STEPS)), gradients
+
+
+@eqx.filter_jit
+def _rehearse(
+    method: StochasticKernel, density: Density, found: Pilot, stride: Any, key: Array
+) -> tuple[Array, Array]:
+    """Positions of chains every `stride` steps, `(chain, record, coordinate)`, and gradients."""
+    view = minibatch.shuffled(density, jax.random.fold_in(key, 0))
+    keys = jax.random.split(jax.random.fold_in(key, 1), _CHAINS)
+    tuning = found.tuning._replace(steps=jnp.asarray(stride, jnp.int32))
+    watched = jax.random.permutation(keys[0], density.dim)[:_WATCHED]
+    starts = jax.vmap(density.initial)(keys)
+    axes = method.state_axes
+    states: State = jax.vmap(lambda z, key: method.init(density, z, key), out_axes=axes)(
+        starts, keys
+    )
+    states = method.settle(states, found._replace(tuning=tuning), keys, at_will=True)
+
+    step = stepping(method, view)
+
+    def record(states: State, index: Array) -> tuple[State, tuple]:
+        now = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+        states, info = step(states, now)
+        return states, (states.z[:, watched], jnp.sum(info.gradients))
+
+    _, (draws, gradients) = jax.lax.scan(record, states, jnp.arange(2 * _RECORDS))
+    return jnp.swapaxes(draws[_RECORDS:], 0, 1), jnp.sum(gradients)
+
+
+def autocorrelation_time(record: np.ndarray) -> float:
+    """Integrated autocorrelation time of the slowest coordinate, in records.
+
+    1 + 2 sum_k rho_k, summed up to the first window longer than five times the sum; the
+    autocovariances are means over chains about their common mean.
+    """
+    length = record.shape[1]
+    centred = record - record.mean(axis=(0, 1))
+    spectrum = np.abs(np.fft.rfft(centred, 2 * length, axis=1)) ** 2
+    covariance = np.fft.irfft(spectrum.mean(axis=0), axis=0)[:length]
+    moving = covariance[0] > 0
+    if not moving.any() or not np.isfinite(covariance).all():
+        return float(length)
+    rho = covariance[:, moving] / covariance[0, moving]
+    times = 2 * np.cumsum(rho, axis=0) - 1
+    window = np.arange(length)[:, None] >= 5 * times
+    first = np.where(window.any(axis=0), window.argmax(axis=0), length - 1)
+    return float(np.max(np.take_along_axis(times, first[None], axis=0)))
