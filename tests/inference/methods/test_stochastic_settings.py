@@ -118,7 +118,7 @@ def test_pilot_finds_the_mode_scales_and_step_size():
     expected = 0.2 / (curvature + noise)
     np.testing.assert_allclose(minibatch.value.tuning.step_size, expected, rtol=1e-6)
     time = 2 / (expected * curvature)  # of an autoregression with coefficient 1 - step * curvature
-    assert int(minibatch.value.tuning.steps) == pytest.approx(0.5 * time, rel=0.3)
+    assert int(minibatch.value.tuning.steps) == pytest.approx(time, rel=0.3)
 
 
 def test_autocorrelation_time_of_an_autoregression():
