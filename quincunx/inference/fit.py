@@ -127,7 +127,7 @@ class Fit:
                 raise QuincunxError(message + "What can be said of its draws is in `verdict`.")
             message = "The fit has no bias report, and no chains to make it with: it was loaded, "
             raise QuincunxError(message + "inspected while its run went on, or is of another kind.")
-        table = report.to_dataframe()[list(COLUMNS)]
+        table: Any = report.to_dataframe()[list(COLUMNS)]
         table.attrs = dict(report.attrs)
         return table
 
