@@ -1,6 +1,7 @@
 """Stochastic-gradient samplers on a logistic regression: steps a second, and error against cost.
 
     python benchmarks/sgmcmc.py [--rows 100000] [--columns 30] [--part speed|error]
+        [--reference-draws 500]
 
 Speed: SGLD steps a second of one chain, Quincunx with everything that `infer` keeps beside
 BlackJAX's `sgld` in one `lax.scan` that draws its rows by index, interleaved in one run; and four
@@ -11,6 +12,7 @@ against a NUTS run on all rows, beside BlackJAX's sgld, NumPyro's HMCECS and NUT
 import argparse
 import functools
 import time
+import warnings
 
 import blackjax
 import jax
@@ -111,9 +113,9 @@ def report(name, draws, reference, passes, seconds, compiled):
           f"   s {seconds:6.1f} (+{compiled:.1f})", flush=True)  # fmt: skip
 
 
-def error(data, methods):
+def error(data, methods, draws):
     print("Error against NUTS; passes over the data, tuning and warm-up included")
-    fit = qx.infer(logistic, data, "nuts", num_warmup=300, num_samples=500, progress=False)
+    fit = qx.infer(logistic, data, "nuts", num_warmup=300, num_samples=draws, progress=False)
     beta = fit.posterior["beta"].values
     mean, sd = beta.mean((0, 1)), beta.std((0, 1))
     costs = fit.costs
@@ -155,8 +157,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--columns", type=int, default=30)
+    parser.add_argument("--reference-draws", type=int, default=500, help="of NUTS, a chain")
     parser.add_argument("--part", choices=["speed", "error"], default=None)
     arguments = parser.parse_args()
+    warnings.simplefilter("ignore", qx.ModelWarning)  # of single precision, as the peers' runs
     data = simulate(arguments.rows, arguments.columns)
     print(f"logistic regression, {arguments.rows} x {arguments.columns}, {jax.devices()[0]}")
     if arguments.part != "error":
@@ -166,7 +170,7 @@ def main():
         methods = {"SGLD": qx.SGLD(), "SGHMC": qx.SGHMC(), "SGNHT": qx.SGNHT(),
                    "SGLD, svrg": qx.SGLD(control_variates="svrg"),
                    "SGLD, none, 1000": wide}  # fmt: skip
-        error(data, methods)
+        error(data, methods, arguments.reference_draws)
 
 
 if __name__ == "__main__":

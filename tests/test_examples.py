@@ -114,6 +114,32 @@ def test_directions(capsys):
     np.testing.assert_allclose(mean(fit, "mean"), np.array(resultant, float), atol=0.05)
 
 
+def test_flights():
+    fit = run("flights", "--num-warmup", "100", "--num-samples", "400")
+    X, y = (np.asarray(fit.density.data[name]) for name in ("X", "y"))
+    assert len(y) > 200_000
+    beta = np.zeros(X.shape[1])
+    for _ in range(8):  # Newton's method for the mode; so many rows make the posterior Gaussian
+        chance = 1 / (1 + np.exp(-X @ beta))
+        precision = (X * (chance * (1 - chance))[:, None]).T @ X + np.eye(len(beta))
+        beta = beta + np.linalg.solve(precision, X.T @ (y - chance) - beta)
+    sd = np.sqrt(np.diag(np.linalg.inv(precision)))
+    assert np.max(np.abs(mean(fit, "beta") - beta) / sd) < 0.2
+    spread = fit.posterior["beta"].std(("chain", "draw")).values / sd
+    assert np.max(np.abs(spread - 1)) < 0.15
+    assert fit.bias.attrs["acceptance"] > 0.9
+    assert not any("step size" in reason for reason in fit.verdict.reasons), fit.verdict
+    assert fit.costs["data_passes"] < 1500
+
+
+def test_neural_network():
+    fit, right, sure, gap = run("neural_network", "--num-warmup", "150", "--num-samples", "100")
+    assert fit.posterior["inner"].shape == (2, 100, 65, 16)
+    assert right > 0.93
+    assert abs(sure - right) < 0.05
+    assert gap < 0.06
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_code_in_the_documentation_runs(page, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ import xarray as xr
 
 from quincunx.engine.density import Density, compile
 from quincunx.engine.errors import ModelError, ModelWarning, QuincunxError
-from quincunx.inference.diagnostics.bias import bias_report, judge_bias
+from quincunx.inference.diagnostics.bias import COLUMNS, bias_report, judge_bias
 from quincunx.inference.diagnostics.convergence import Convergence, convergence, flatten
 from quincunx.inference.diagnostics.verdict import Verdict, judge
 from quincunx.inference.method import Kind, Method, as_key
@@ -127,7 +127,7 @@ class Fit:
                 raise QuincunxError(message + "What can be said of its draws is in `verdict`.")
             message = "The fit has no bias report, and no chains to make it with: it was loaded, "
             raise QuincunxError(message + "inspected while its run went on, or is of another kind.")
-        table = report.to_dataframe()
+        table: Any = report.to_dataframe()[list(COLUMNS)]
         table.attrs = dict(report.attrs)
         return table
 

@@ -8,7 +8,7 @@ r"""The pilot run: what stochastic-gradient samplers need to know before they st
    mode, or for control variates their differences between the mode and points one G^(1/2) N(0, I)
    away from it.
 4. The step size, from A, V and the tolerance; each sampler knows its own bias.
-5. The steps of a transition: half the integrated autocorrelation time of the slowest coordinate of
+5. The steps of a transition: the integrated autocorrelation time of the slowest coordinate of
    chains that are run for it, so that the draws of successive transitions hardly depend on each
    other.
 """

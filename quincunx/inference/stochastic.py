@@ -223,7 +223,7 @@ class StochasticKernel(Kernel):
 
     def transition_steps(self, autocorrelation: float) -> float:
         """Steps of a transition, from the integrated autocorrelation time of single steps."""
-        return 0.5 * autocorrelation
+        return autocorrelation
 
     @property
     def metric(self) -> str | None:

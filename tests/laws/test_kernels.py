@@ -94,6 +94,8 @@ def test_same_key_same_draws_other_key_other_draws(kernel, short):
 
 
 def test_sequential_is_vectorized(kernel, short):
+    if type(kernel).exchange is not qx.Kernel.exchange:
+        pytest.skip("its chains take down each other's positions, and alone they cannot")
     together, settings = short, SHORT
     if kernel.state_axes != 0:  # chains that learn from each other do not learn the same alone
         settings = {**SHORT, "num_warmup": 0}

@@ -298,8 +298,9 @@ def local_errors(kernel, steps, half, count=1_000_000):
             qx.compile(conjugate, {"y": Y}), x[0], keys[0]
         )
         tuning = state.tuning._replace(friction=jnp.asarray(1.0))
+        first = jnp.zeros((), jnp.int32)
         opened = p - half * step * score(x)  # what belongs to the step before
-        move = jax.vmap(lambda z, m, s, k: kernel.move(z, m, s, tuning, 0, k))  # noqa: B023
+        move = jax.vmap(lambda z, m, s, k: kernel.move(z, m, s, tuning, first, k))  # noqa: B023
         moved, _ = jax.jit(move)(x, opened, score(x), keys)
         found.append(float(jnp.mean(moved**2 - x**2)))
     return np.abs(found)

@@ -54,7 +54,7 @@ _SEEN = 0.1  # bias in posterior sds, or relative of an sd, that is worth a word
 _GRAVE = 0.5
 _NOISE, _GRAVE_NOISE = 0.2, 1.0  # relative error of variances
 _RESOLVED = 0.1
-_COLUMNS = ("mean_bias", "mean_error", "sd_bias", "sd_error")
+COLUMNS = ("mean_bias", "mean_error", "sd_bias", "sd_error")
 
 
 class _Moments(NamedTuple):
@@ -165,7 +165,7 @@ def _full(
     temperature = method.temperature
     values, scores = jax.lax.map(jax.value_and_grad(density.log_density), z)
     keys = jax.random.split(key, 3)
-    step, scale = method.euler_step(tuning), tuning.scale
+    step, scale = method.euler_step(tuning), tuning.scale[None]
     some = slice(0, None, max(len(z) // _PROPOSALS, 1))
     here, value, score = z[some], values[some], scores[some]
     xi = jax.random.normal(keys[0], here.shape, here.dtype)

@@ -88,8 +88,8 @@ class SGLD(StochasticKernel):
         return dataclasses.replace(self, schedule=None)
 
     def transition_steps(self, autocorrelation: float) -> float:
-        """Half the autocorrelation time; a cycle is four times as long."""
-        factor = _CYCLE if self.schedule == "cyclical" else 0.5
+        """The autocorrelation time; a cycle is twice as long."""
+        factor = _CYCLE if self.schedule == "cyclical" else 1.0
         return factor * autocorrelation
 
     def rest(self, z: Array) -> PyTree:
