@@ -166,10 +166,8 @@ def main():
     if arguments.part != "error":
         speed(data)
     if arguments.part != "speed":
-        wide = qx.SGLD(batch_size=1000, control_variates="none")
         methods = {"SGLD": qx.SGLD(), "SGHMC": qx.SGHMC(), "SGNHT": qx.SGNHT(),
-                   "SGLD, svrg": qx.SGLD(control_variates="svrg"),
-                   "SGLD, none, 1000": wide}  # fmt: skip
+                   "SGLD, svrg": qx.SGLD(control_variates="svrg")}  # fmt: skip
         error(data, methods, arguments.reference_draws)
 
 

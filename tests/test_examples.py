@@ -132,14 +132,6 @@ def test_flights():
     assert fit.costs["data_passes"] < 1500
 
 
-def test_neural_network():
-    fit, right, sure, gap = run("neural_network", "--num-warmup", "150", "--num-samples", "100")
-    assert fit.posterior["inner"].shape == (2, 100, 65, 16)
-    assert right > 0.93
-    assert abs(sure - right) < 0.05
-    assert gap < 0.06
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_code_in_the_documentation_runs(page, tmp_path, monkeypatch):
