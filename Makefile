@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/quincunx demo --out demo-output
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
