@@ -30,7 +30,7 @@ class RandomWalk(qx.Kernel):
         taken = jax.random.uniform(accept) < chance
         new = {"z": jnp.where(taken, z, state["z"]), "lp": jnp.where(taken, lp, state["lp"])}
         no, one = jnp.int32(0), jnp.int32(1)
-        return state | new, qx.Info(new["lp"], chance, no > 0, state["scale"], no, one, one > 0, {})
+        return state | new, qx.Info(new["lp"], chance, no > 0, state["scale"], no, one, {})
 
     def position(self, state):  # noqa: D102
         return state["z"]
