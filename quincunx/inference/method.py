@@ -249,6 +249,13 @@ class Machine(Kernel):
         return self.end(density, state)
 
 
+def lacks_gradient(density: Density) -> str | None:
+    """What to say of a density that has no gradient to a method that needs one."""
+    if density.structure.has_gradient:
+        return None
+    return "it needs gradients, and the log density calls back to Python, which has none."
+
+
 def positive(name: str, value: Any, method: str) -> None:
     """Refuse a setting that is not a positive number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:

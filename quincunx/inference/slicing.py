@@ -41,7 +41,7 @@ from quincunx.engine.density import Density
 from quincunx.engine.errors import MethodError
 from quincunx.inference import affine, counters
 from quincunx.inference.affine import Affine, Stage
-from quincunx.inference.method import Info, Machine, Pool, one_of
+from quincunx.inference.method import Info, Machine, Pool, one_of, positive
 
 _CIRCLE, _LEFT, _RIGHT, _LINE, _DONE = range(5)
 _THRESHOLD, _SECOND, _ANGLE, _PLACE, _BUDGET, _FIRST, _TRIAL = range(7)
@@ -481,6 +481,37 @@ class SliceSampler(Machine):
         return s._replace(
             low=low, high=high, left=left, right=right, phase=phase, t=t, trial=0 * s.trial
         )  # fmt: skip
+
+
+class LineSampler(SliceSampler):
+    """A slice sampler that moves on a line, with a bracket whose width may be set.
+
+    Attributes:
+        width: the first bracket's width in latent units; `None` to adapt it.
+        max_steps_out: how many widths the bracket may grow to.
+    """
+
+    if TYPE_CHECKING:
+        width: float | None
+        max_steps_out: int
+
+    def check(self) -> None:
+        """Refuse impossible settings."""
+        super().check()
+        name = type(self).__name__
+        count("max_steps_out", self.max_steps_out, 1, name)
+        if self.width is not None:
+            positive("width", self.width, name)
+
+    @property
+    def adapts_width(self) -> bool:
+        """Whether the width follows the numbers of steps and shrinkages."""
+        return self.width is None
+
+    @property
+    def steps_allowed(self) -> int:
+        """Steps out in a transition, at most."""
+        return self.max_steps_out - 1
 
 
 class _Later(NamedTuple):

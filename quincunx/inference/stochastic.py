@@ -18,7 +18,15 @@ from quincunx.engine.density import Density
 from quincunx.engine.errors import MethodError
 from quincunx.inference import minibatch
 from quincunx.inference.estimators import ESTIMATORS, Anchor, Estimate, Minibatch
-from quincunx.inference.method import Info, Kernel, Kind, Preparation, one_of, positive
+from quincunx.inference.method import (
+    Info,
+    Kernel,
+    Kind,
+    Preparation,
+    lacks_gradient,
+    one_of,
+    positive,
+)
 from quincunx.inference.minibatch import Batches
 
 _BATCH = 256
@@ -132,8 +140,8 @@ class StochasticKernel(Kernel):
 
     def missing(self, density: Density) -> str | None:
         """A gradient, and a data plate without latent variables of its own."""
-        if not density.structure.has_gradient:
-            return "it needs gradients, and the log density calls back to Python, which has none."
+        if lacking := lacks_gradient(density):
+            return lacking
         if density.structure.unit_vectors.max(initial=-1) >= 0:
             return "it cannot keep to the lengths of unit vectors."
         return minibatch.obstacle(density)

@@ -18,13 +18,13 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from quincunx.inference.method import Kind, positive
+from quincunx.inference.method import Kind
 from quincunx.inference.registry import register
-from quincunx.inference.slicing import SliceSampler, State, count
+from quincunx.inference.slicing import LineSampler, State
 
 
 @register
-class HitAndRunSlice(SliceSampler):
+class HitAndRunSlice(LineSampler):
     """Slice sampling on a line in a random direction, with affine tuning.
 
     Attributes:
@@ -50,9 +50,6 @@ class HitAndRunSlice(SliceSampler):
     def __check_init__(self) -> None:
         """Refuse impossible settings."""
         self.check()
-        count("max_steps_out", self.max_steps_out, 1, "HitAndRunSlice")
-        if self.width is not None:
-            positive("width", self.width, "HitAndRunSlice")
 
     def plane(self, state: State, normal: Array, dim: int) -> tuple[Array, Array, Array, Array]:
         """The line through x."""
@@ -69,13 +66,3 @@ class HitAndRunSlice(SliceSampler):
         """The width that was set, or 1."""
         del dim
         return 1.0 if self.width is None else self.width
-
-    @property
-    def adapts_width(self) -> bool:
-        """Whether the width follows the numbers of steps and shrinkages."""
-        return self.width is None
-
-    @property
-    def steps_allowed(self) -> int:
-        """Steps out in a transition, at most."""
-        return self.max_steps_out - 1

@@ -30,7 +30,7 @@ from jaxtyping import Array, PyTree
 
 from quincunx.engine.density import Density
 from quincunx.engine.errors import MethodError
-from quincunx.inference.method import Info, Kernel, Kind, Pool, one_of, positive
+from quincunx.inference.method import Info, Kernel, Kind, Pool, lacks_gradient, one_of, positive
 from quincunx.inference.registry import register
 
 _RECIPES = {"diag": "welford_diag", "dense": "welford_dense", "low_rank": "fisher_low_rank"}
@@ -105,9 +105,7 @@ class NUTS(Kernel):
 
     def missing(self, density: Density) -> str | None:
         """A gradient."""
-        if density.structure.has_gradient:
-            return None
-        return "it needs gradients, and the log density calls back to Python, which has none."
+        return lacks_gradient(density)
 
     def init(self, density: Density, position: Array, key: Array) -> State:
         """The state at a position: unit mass matrix, first step size."""

@@ -28,15 +28,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from quincunx.inference.method import Kind, one_of, positive
+from quincunx.inference.method import Kind, one_of
 from quincunx.inference.registry import register
-from quincunx.inference.slicing import Slice, SliceSampler, State, count, threshold
+from quincunx.inference.slicing import LineSampler, Slice, State, threshold
 
 _TINY = 1e-30
 
 
 @register
-class PolarSlice(SliceSampler):
+class PolarSlice(LineSampler):
     """Gibbsian polar slice sampling with affine tuning; needs no gradient and no hand.
 
     Attributes:
@@ -70,9 +70,6 @@ class PolarSlice(SliceSampler):
         """Refuse impossible settings."""
         self.check()
         one_of("radial", self.radial, ("linear", "log"), "PolarSlice")
-        count("max_steps_out", self.max_steps_out, 1, "PolarSlice")
-        if self.width is not None:
-            positive("width", self.width, "PolarSlice")
 
     def plane(self, state: State, normal: Array, dim: int) -> tuple[Array, Array, Array, Array]:
         """The circle of y towards a normal vector, and the ray; on one coordinate the line."""
@@ -109,16 +106,6 @@ class PolarSlice(SliceSampler):
         if self.width is not None:
             return self.width
         return 1.0 if self._logarithmic(dim) else super().first_width(dim)
-
-    @property
-    def adapts_width(self) -> bool:
-        """Whether the width follows the numbers of steps and shrinkages."""
-        return self.width is None
-
-    @property
-    def steps_allowed(self) -> int:
-        """Steps out in a transition, at most."""
-        return self.max_steps_out - 1
 
     def _logarithmic(self, dim: int) -> bool:
         return self.radial == "log" and dim > 1
