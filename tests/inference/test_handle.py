@@ -1,5 +1,6 @@
 """Runs in the background: status, draws so far, cancelling, waiting, and the end of the process."""
 
+import math
 import os
 import signal
 import subprocess
@@ -27,23 +28,40 @@ LONG = {**RUN, "num_samples": 1_000_000, "blocking": False}
 
 
 class Gate:
-    """Lets a run do one chunk at a time."""
+    """Holds a run at the end of each chunk that reaches its limit of transitions."""
 
     def __init__(self):
         self.chunks = []
-        self.reached, self.open = threading.Semaphore(0), threading.Semaphore(0)
+        self._limit = 0
+        self._changed = threading.Condition()
 
     def __call__(self, progress):
-        self.chunks.append(progress)
-        self.reached.release()
-        assert self.open.acquire(timeout=60)
+        with self._changed:
+            self.chunks.append(progress)
+            self._changed.notify_all()
+            assert self._changed.wait_for(lambda: progress.done < self._limit, timeout=60)
 
     def until(self, transitions):
-        """Let chunks pass until so many transitions are done, and stop after that chunk."""
-        while not self.chunks or self.chunks[-1].done < transitions:
-            assert self.reached.acquire(timeout=60)
-            if self.chunks[-1].done < transitions:
-                self.open.release()
+        """Let chunks pass until so many transitions are done, and hold the run there."""
+        self._move(transitions)
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._done() >= transitions, timeout=60)
+
+    def step(self):
+        """Let the chunk pass that is held."""
+        self._move(self._done() + 1)
+
+    def open(self):
+        """Let all chunks pass."""
+        self._move(math.inf)
+
+    def _done(self):
+        return self.chunks[-1].done if self.chunks else -1
+
+    def _move(self, limit):
+        with self._changed:
+            self._limit = limit
+            self._changed.notify_all()
 
 
 @pytest.fixture
@@ -72,8 +90,7 @@ def test_a_run_in_the_background_is_the_run(whole):
     assert (state, progress.total) == ("sampling", 120)
     assert seconds > 0
     assert f"sampling, {progress.done} of 120" in repr(run)
-    for _ in range(100):
-        gate.open.release()
+    gate.open()
     fit = run.wait()
     assert run.wait(0) is fit
     assert run.inspect() is fit
@@ -99,10 +116,9 @@ def test_draws_so_far_can_be_looked_at(tmp_path, monkeypatch, kind):
         asking.start()
         while not run._requests:
             time.sleep(0.001)
-        gate.open.release()
+        gate.step()
         asking.join(60)
-    for _ in range(100):
-        gate.open.release()
+    gate.open()
     fit = run.wait()
     reference = qx.infer(conjugate, Y, **{**settings, "store": None})
     xr.testing.assert_equal(fit.posterior, reference.posterior)
@@ -138,7 +154,7 @@ def test_a_cancelled_run_is_saved_and_goes_on_later(tmp_path, whole):
         qx.infer(conjugate, Y, checkpoint=tmp_path, resume=True, **RUN)
     done = gate.chunks[-1].done
     run.cancel()
-    gate.open.release()
+    gate.step()
     fit = run.wait()
     assert fit.verdict.outcome == "it was cancelled"
     assert run.status().state == "interrupted"
