@@ -14,6 +14,7 @@ from quincunx.engine import explain as explain
 from quincunx.engine import factor as factor
 from quincunx.engine import from_log_density as from_log_density
 from quincunx.engine import model as model
+from quincunx.engine import on_disk as on_disk
 from quincunx.engine import plate as plate
 from quincunx.engine import sample as sample
 from quincunx.inference import NUTS as NUTS

@@ -15,3 +15,4 @@ from quincunx.engine.language import model as model
 from quincunx.engine.language import plate as plate
 from quincunx.engine.language import sample as sample
 from quincunx.engine.rows import Block as Block
+from quincunx.engine.storage import on_disk as on_disk

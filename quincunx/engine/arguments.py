@@ -12,6 +12,7 @@ import numpy as np
 from jax.tree_util import tree_flatten_with_path, tree_unflatten
 
 from quincunx.engine.errors import ModelError, unknown
+from quincunx.engine.storage import Stored, abstract, is_stored, on_disk
 
 
 class Signature(NamedTuple):
@@ -22,12 +23,14 @@ class Signature(NamedTuple):
         names: a readable path for each leaf, such as `X` or `group.size`.
         constants: for each leaf its value if it is a constant of the program, else `None`.
         arrays: for each leaf `(shape, dtype)` if it is a traced array, else `None`.
+        stored: names of the arrays whose rows are on disk.
     """
 
     treedef: Any
     names: tuple[str, ...]
     constants: tuple[Hashable, ...]
     arrays: tuple[tuple[tuple[int, ...], str] | None, ...]
+    stored: tuple[str, ...] = ()
 
     def rebuild(self, leaves: Sequence[Any]) -> dict[str, Any]:
         """Put traced arrays, in order, back among the constants."""
@@ -37,6 +40,14 @@ class Signature(NamedTuple):
             for constant, array in zip(self.constants, self.arrays, strict=True)
         ]
         return tree_unflatten(self.treedef, merged)
+
+    def specs(self) -> list[Any]:
+        """The traced arrays, in order, as shapes and types without values."""
+        return [
+            abstract(*array) if name in self.stored else jax.ShapeDtypeStruct(*array)
+            for name, array in zip(self.names, self.arrays, strict=True)
+            if array is not None
+        ]
 
     @property
     def array_names(self) -> tuple[str, ...]:
@@ -79,14 +90,16 @@ def _as_array(name: str, value: Any) -> np.ndarray | jax.Array:
 
 
 def _is_leaf(value: Any) -> bool:
+    if isinstance(value, Stored):
+        return True
     return value is None or _is_numeric_list(value) or not isinstance(value, (dict, list, tuple))
 
 
-def normalise(data: Mapping[str, Any] | None) -> tuple[Signature, list[np.ndarray | jax.Array]]:
+def normalise(data: Mapping[str, Any] | None) -> tuple[Signature, list[Any]]:
     """Split the model's arguments into a hashable signature and the traced arrays.
 
     Arrays, data-frame columns and (nested) lists of numbers are traced; Python and NumPy
-    scalars, strings and `None` are constants.
+    scalars, strings and `None` are constants. Rows of memory-mapped and Zarr arrays stay on disk.
 
     Raises:
         ModelError: an argument is not a mapping, or a leaf is neither numeric nor hashable.
@@ -97,7 +110,7 @@ def normalise(data: Mapping[str, Any] | None) -> tuple[Signature, list[np.ndarra
         message = f"`data` must be a dict of the model's arguments, not {type(data).__name__}. "
         raise ModelError(message + "Write `dict(x=x, y=y)`.")
     paths, treedef = tree_flatten_with_path(dict(data), is_leaf=_is_leaf)
-    names, constants, arrays, leaves = [], [], [], []
+    names, constants, arrays, leaves, stored = [], [], [], [], []
     for path, value in paths:
         name = ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
         names.append(name)
@@ -106,6 +119,11 @@ def normalise(data: Mapping[str, Any] | None) -> tuple[Signature, list[np.ndarra
         if value is None or isinstance(value, (bool, int, float, complex, str)):
             constants.append(value)
             arrays.append(None)
+        elif is_stored(value):
+            leaves.append(on_disk(value))
+            stored.append(name)
+            constants.append(None)
+            arrays.append((leaves[-1].shape, leaves[-1].dtype))
         elif hasattr(value, "__array__") or _is_numeric_list(value):
             array = _as_array(name, value)
             leaves.append(array)
@@ -117,7 +135,8 @@ def normalise(data: Mapping[str, Any] | None) -> tuple[Signature, list[np.ndarra
         else:
             message = f"Argument '{name}' is a {type(value).__name__}, "
             raise ModelError(message + "neither an array nor a hashable constant.")
-    return Signature(treedef, tuple(names), tuple(constants), tuple(arrays)), leaves
+    parts = (names, constants, arrays, stored)
+    return Signature(treedef, *map(tuple, parts)), leaves
 
 
 def check_names(model: Callable[..., Any], data: Mapping[str, Any], name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
@@ -17,11 +18,12 @@ from quincunx.engine.errors import ModelError, listing, unknown
 from quincunx.engine.labels import Labels
 from quincunx.engine.language import Model
 from quincunx.engine.program import Program, trace_program
-from quincunx.engine.rows import Block
+from quincunx.engine.rows import Block, cut_evenly
 from quincunx.engine.structure import Structure
 from quincunx.engine.surroundings import surroundings
 
 Rows = Any
+_STREAMED = 8192  # rows that are gone through at once where they are on disk
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
@@ -124,14 +126,19 @@ class Density(eqx.Module):
         """The model's arguments."""
         return self.program.signature.rebuild(self.leaves)
 
+    @property
+    def is_on_disk(self) -> bool:
+        """Whether rows of a data plate are on disk."""
+        return any(plate.on_disk for plate in self.program.data_plates)
+
     def log_density(self, z: Float[Array, " dim"]) -> Float[Array, ""]:
         """Log posterior density up to a constant, with the Jacobian of the transforms."""
-        prior, likelihood = _terms(self.program, self.leaves, z, {})
-        return prior + self._tempered(likelihood)
+        prior, likelihood = self.log_terms(z)
+        return prior + likelihood
 
     def log_prior(self, z: Float[Array, " dim"]) -> Float[Array, ""]:
         """Log prior density with the Jacobian, and factors outside data plates."""
-        return _terms(self.program, self.leaves, z, {})[0]
+        return _terms(self.program, self.leaves, z, self._first_rows())[0]
 
     def log_likelihood(self, z: Float[Array, " dim"], rows: Rows = None) -> Float[Array, ""]:
         """Log likelihood of all rows, or its unbiased estimate from some.
@@ -155,7 +162,12 @@ class Density(eqx.Module):
     def log_terms(
         self, z: Float[Array, " dim"], rows: Rows = None
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """`log_prior` and `log_likelihood` from one run of the model."""
+        """`log_prior` and `log_likelihood` from one run of the model.
+
+        Rows on disk are gone through in blocks, which a gradient reads twice.
+        """
+        if rows is None and self.is_on_disk:
+            return self.log_prior(z), self._by_blocks(z)
         named = {} if rows is None else self._rows(rows)
         prior, likelihood = _terms(self.program, self.leaves, z, named)
         return prior, self._tempered(likelihood)
@@ -178,7 +190,7 @@ class Density(eqx.Module):
             message = f"Model `{self.program.name}` has {len(plates)} data plates, "
             raise ModelError(message + "and not the one whose rows could be put in another order.")
         plate, permutation = plates[0], jnp.asarray(permutation)
-        if plate.as_given:
+        if plate.as_given and not plate.on_disk:
             names = self.program.signature.array_names
             leaves = [
                 jnp.asarray(leaf)[permutation] if name in plate.arrays else leaf
@@ -200,11 +212,13 @@ class Density(eqx.Module):
         In single precision log density differences are more exact when these are subtracted one
         by one before they are summed.
         """
-        prior, _ = _elements(self.program, self.leaves, z, {})
+        prior, _ = _elements(self.program, self.leaves, z, self._first_rows())
         return prior + self.log_likelihood_elements(z)
 
     def log_likelihood_elements(self, z: Float[Array, " dim"]) -> list[Array]:
         """Arrays whose sums add up to `log_likelihood`."""
+        if self.is_on_disk:
+            return [self._by_blocks(z)]
         _, likelihood = _elements(self.program, self.leaves, z, {})
         return [self._tempered(part) for part in likelihood]
 
@@ -216,11 +230,20 @@ class Density(eqx.Module):
         """Log likelihood of each observation at constrained latent values; never scaled.
 
         Entries under a mask are NaN: they were not observed.
+
+        Raises:
+            ModelError: the observations are on disk.
         """
+        self._check_in_memory("their log likelihoods")
         return _at_values(self.program, self.leaves, dict(values), "log_prob")
 
     def observations(self, z: Float[Array, " dim"]) -> dict[str, Array]:
-        """The values of the observed sites."""
+        """The values of the observed sites.
+
+        Raises:
+            ModelError: they are on disk.
+        """
+        self._check_in_memory("they")
         return _at_values(self.program, self.leaves, self.latent(self.constrain(z)), "value")
 
     def latent(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -295,6 +318,42 @@ class Density(eqx.Module):
                 message = f"The value of {latents[name]} has shape {shape}; it must be {expected}."
                 raise ModelError(message)
 
+    def _check_in_memory(self, what: str) -> None:
+        for plate in self.program.data_plates:
+            if plate.on_disk:
+                message = f"The {plate.size} rows of plate '{plate.name}' are on disk, and {what} "
+                raise ModelError(message + "are not read into memory: ask for some of the rows.")
+
+    def _first_rows(self) -> dict[str, Any]:
+        """Few rows, where all would have to be read for terms that do not depend on them."""
+        return {plate.name: Block(0, 1) for plate in self.program.data_plates if plate.on_disk}
+
+    def _by_blocks(self, z: Any) -> Any:
+        """The log likelihood as a sum over blocks of rows, none of which is kept.
+
+        A block of n of N rows gives its own terms times N/n, and those outside the plate: so the
+        blocks' means, weighted by n/N, add up to the whole.
+        """
+        plates = [plate for plate in self.program.data_plates if plate.on_disk]
+        if len(plates) > 1:
+            message = f"Model `{self.program.name}` has rows on disk in {len(plates)} data plates, "
+            raise ModelError(message + "which are not gone through together. Load some of them.")
+        rows = plates[0].size
+        number = -(-rows // _STREAMED)
+
+        @jax.checkpoint
+        def part(z: Any, index: Any) -> Any:
+            block = cut_evenly(rows, number, index, jnp.minimum(index + 1, number - 1))
+            share = (block.size if block.count is None else block.count) / rows
+            named = self._rows({plates[0].name: block})
+            return share * _terms(self.program, self.leaves, z, named)[1]
+
+        def add(total: Any, index: Any) -> tuple[Any, None]:
+            return total + part(z, index), None
+
+        total, _ = jax.lax.scan(add, jnp.zeros((), z.dtype), jnp.arange(number))
+        return self._tempered(total)
+
     def _tempered(self, likelihood: Any) -> Any:
         return likelihood if self.temperature is None else self.temperature * likelihood
 
@@ -314,9 +373,7 @@ class Density(eqx.Module):
             order = self.order.get(name)
             if isinstance(indices, Block):
                 _check_block(indices, name, plates[name].size)
-                rows[name] = Block(
-                    indices.start, indices.size, indices.count, order, indices.weight
-                )
+                rows[name] = replace(indices, order=order)
                 continue
             indices = rows[name] = jnp.asarray(indices)
             if not indices.shape or indices.shape[0] == 0:

@@ -19,6 +19,7 @@ from numpyro.distributions import Distribution
 
 from quincunx.engine.errors import ModelError
 from quincunx.engine.rows import take
+from quincunx.engine.storage import Stored
 
 _ROWS: contextvars.ContextVar[Mapping[str, Any] | None] = contextvars.ContextVar(
     "rows", default=None
@@ -123,14 +124,13 @@ class DataPlate:
     """Conditionally independent rows of data; entering it yields the rows in use."""
 
     def __init__(self, name: str, arrays: Sequence[Any]) -> None:
-        given = [array for array in arrays if array is not None]
-        sizes = {jnp.shape(array)[0] if jnp.ndim(array) else 0 for array in given}
-        if not given:
+        shapes = [_shape(array) for array in arrays if array is not None]
+        sizes = {shape[0] if shape else 0 for shape in shapes}
+        if not shapes:
             message = f"plate '{name}': all arrays are None, so its size is unknown. "
             raise ModelError(message + "Pass at least one array, or the size as an integer.")
         if len(sizes) != 1 or 0 in sizes:
-            shapes = ", ".join(str(jnp.shape(array)) for array in given)
-            message = f"plate '{name}': its arrays have shapes {shapes}; "
+            message = f"plate '{name}': its arrays have shapes {', '.join(map(str, shapes))}; "
             raise ModelError(
                 message + "the leading lengths must be one and the same, and not zero."
             )
@@ -143,14 +143,22 @@ class DataPlate:
 
     def __enter__(self) -> Any:
         self._plate.__enter__()
-        rows = self._rows
-        values = [
-            array if array is None or rows is None else take(array, rows) for array in self.arrays
-        ]
+        values = [self._taken(array) for array in self.arrays]
         return values[0] if len(values) == 1 else tuple(values)
 
     def __exit__(self, *exception: Any) -> None:
         self._plate.__exit__(*exception)
+
+    def _taken(self, array: Any) -> Any:
+        if array is None:
+            return None
+        if self._rows is not None:
+            return take(array, self._rows)
+        return array.rows(jnp.arange(self.size)) if isinstance(array, Stored) else array
+
+
+def _shape(array: Any) -> tuple[int, ...]:
+    return array.shape if isinstance(array, Stored) else jnp.shape(array)
 
 
 def plate(name: str, *sizes_or_arrays: Any) -> DataPlate | numpyro.plate:

@@ -21,9 +21,12 @@ from quincunx.engine import tracing
 from quincunx.engine.density import Density
 from quincunx.engine.dependence import influences
 from quincunx.engine.errors import ModelError, ModelWarning
-from quincunx.engine.program import Program, Site
+from quincunx.engine.program import Plate, Program, Site
+from quincunx.engine.rows import Block, cut_evenly
+from quincunx.engine.storage import Stored
 
 _POINTS = 16
+_READ = 16_384  # rows on disk that are looked at at once
 _MATRICES = ("PositiveDefinite", "PositiveSemiDefinite", "CorrMatrix")
 
 
@@ -39,14 +42,15 @@ def preflight(density: Density) -> None:
     _check_influence(density)
     points = np.random.default_rng(0).uniform(-2, 2, (_POINTS, density.dim))
     points = points.astype(jax.dtypes.canonicalize_dtype(float))
-    report = jax.device_get(_inspect(density, points))
+    rows = _rows(density, 0)
+    report = jax.device_get(_inspect(density, points, rows))
     proper = all(site.distribution != "ImproperUniform" for site in program.latents)
     if proper and _violated(report):
-        report = jax.device_get(_inspect(density, _prior_points(density, _POINTS)))
+        report = jax.device_get(_inspect(density, _prior_points(density, _POINTS), rows))
     for site in density.program.role("observed", "latent"):
         found = report[site.name]
         if site.role == "observed":
-            _check_observation(density.program.name, site, found)
+            _check_observation(density.program.name, site, found, rows)
         elif found["masked_count"][0]:
             message = (
                 f"Model `{density.program.name}`, {site}: a latent variable lies under a mask, "
@@ -56,7 +60,28 @@ def preflight(density: Density) -> None:
                 message + "Mask observed sites only, or use `qx.sample(obs_mask=...)`."
             )
         _check_parameters(density.program.name, site, found["parameters"])
+    _check_stored(density, points[:1])
     _check_precision(report)
+
+
+def _rows(density: Density, part: int) -> dict[str, Block]:
+    """Some rows of the data plates that are on disk."""
+    plates = (plate for plate in density.program.data_plates if plate.on_disk)
+    return {plate.name: cut_evenly(plate.size, _parts(plate), np.int32(part)) for plate in plates}
+
+
+def _parts(plate: Plate) -> int:
+    return -(-plate.size // _READ)
+
+
+def _check_stored(density: Density, points: Any) -> None:
+    """The observations of all other rows on disk."""
+    parts = [_parts(plate) for plate in density.program.data_plates if plate.on_disk]
+    for part in range(1, max(parts, default=0)):
+        rows = _rows(density, part)
+        report = jax.device_get(_inspect(density, points, rows))
+        for site in density.program.role("observed"):
+            _check_observation(density.program.name, site, report[site.name], rows)
 
 
 def _check_latents(density: Density) -> None:
@@ -86,8 +111,7 @@ def _influences(program: Program) -> dict[str, frozenset[int]]:
             if site["type"] in ("sample", "deterministic")
         }
 
-    arrays = program.signature.arrays
-    leaves = [jax.ShapeDtypeStruct(*array) for array in arrays if array is not None]
+    leaves = program.signature.specs()
     values = {site.name: jax.ShapeDtypeStruct(site.shape, site.dtype) for site in program.latents}
     return influences(terms, leaves, values)
 
@@ -114,12 +138,14 @@ def _check_influence(density: Density) -> None:
             raise ModelError(message)
 
 
-def _check_observation(model: str, site: Site, found: Mapping[str, Any]) -> None:
+def _check_observation(
+    model: str, site: Site, found: Mapping[str, Any], rows: Mapping[str, Block]
+) -> None:
     argument = f" (argument '{site.argument}')" if site.argument else ""
     head = f"Model `{model}`, {site}: the observation{argument} "
     count = int(found["nan_count"][0])
     if count:
-        index = _index(found["nan_at"][0], site.shape)
+        index = _index(found["nan_at"][0], site, site.shape, rows)
         message = f"{head}has {count} NaN, first at index {index}. Drop these rows, mask them with "
         raise ModelError(message + "`sample(..., obs_mask=...)`, or impute them.")
     outside = np.asarray(found["outside_count"])
@@ -128,7 +154,7 @@ def _check_observation(model: str, site: Site, found: Mapping[str, Any]) -> None
         shape = site.shape[: len(site.shape) - site.event_dim]
         shown = np.array2string(np.asarray(value), precision=6, threshold=6)
         message = f"{head}is outside the support {site.support} of {site.distribution}: "
-        message += f"y[{_index(at, shape)}] = {shown} ({int(outside[0])} such). "
+        message += f"y[{_index(at, site, shape, rows)}] = {shown} ({int(outside[0])} such). "
         raise ModelError(message + "Correct the data or choose another distribution.")
 
 
@@ -174,7 +200,7 @@ def blame(density: Density, position: Any) -> str:
     """Which sites make the log density or its gradient non-finite at a position."""
     position = jnp.asarray(position)
     points = jnp.broadcast_to(position, (_POINTS, density.dim))
-    report = jax.device_get(_inspect(density, points))
+    report = jax.device_get(_inspect(density, points, _rows(density, 0)))
     gradient = np.asarray(eqx.filter_jit(_gradient)(density, position))
     lines = []
     for site in density.program.role("observed", "latent"):
@@ -187,7 +213,7 @@ def blame(density: Density, position: Any) -> str:
             bad = float(part[~np.isfinite(part)][0])
             lines.append(f"the gradient with respect to {site} is {bad}")
     for name, leaf in zip(density.program.signature.array_names, density.leaves, strict=True):
-        count = int(np.sum(~np.isfinite(np.asarray(leaf, float))))
+        count = _not_finite(leaf)
         if count:
             lines.append(f"argument '{name}' has {count} entries that are NaN or infinite")
     if not lines:
@@ -201,14 +227,26 @@ def blame(density: Density, position: Any) -> str:
     return "; ".join(lines) + f" (at {where}). Reparametrise, or start elsewhere with `init=`."
 
 
+def _not_finite(leaf: Any) -> int:
+    """How many entries of an argument are NaN or infinite."""
+    if not isinstance(leaf, Stored):
+        return int(np.sum(~np.isfinite(np.asarray(leaf, float))))
+    parts = (leaf.reader.array[start:stop] for start, stop in leaf.blocks())
+    return sum(int(np.sum(~np.isfinite(part))) for part in parts)
+
+
 def _gradient(density: Density, position: Any) -> Any:
     return jax.grad(density.log_density)(position)
 
 
-def _index(flat: Any, shape: tuple[int, ...]) -> Any:
+def _index(flat: Any, site: Site, shape: tuple[int, ...], rows: Mapping[str, Block]) -> Any:
+    """Where in an observation an entry of some rows is."""
     if not shape:
         return "()"
-    index = tuple(int(i) for i in np.unravel_index(int(flat), shape))
+    blocks = [rows.get(dim) for dim in site.dims[: len(shape)]]
+    sizes = [n if block is None else block.size for n, block in zip(shape, blocks, strict=True)]
+    starts = [0 if block is None else int(block.start) for block in blocks]
+    index = tuple(int(i) + s for i, s in zip(np.unravel_index(flat, sizes), starts, strict=True))
     return index[0] if len(index) == 1 else index
 
 
@@ -231,15 +269,15 @@ def _prior_points(density: Density, count: int) -> Any:
 
 
 @eqx.filter_jit
-def _inspect(density: Density, points: Any) -> dict[str, Any]:
+def _inspect(density: Density, points: Any, rows: Mapping[str, Block]) -> dict[str, Any]:
     """Findings by site, with a leading axis over the points."""
-    return jax.lax.map(lambda z: _findings(density, z), points)
+    return jax.lax.map(lambda z: _findings(density, z, rows), points)
 
 
-def _findings(density: Density, z: Any) -> dict[str, Any]:
+def _findings(density: Density, z: Any, rows: Mapping[str, Block]) -> dict[str, Any]:
     program = density.program
-    substitution = tracing.Substitution(program.split(z), {})
-    trace = tracing.at_point(program.model, density.data, substitution)
+    substitution = tracing.Substitution(program.split(z), rows)
+    trace = tracing.at_point(program.model, density.data, substitution, rows)
     findings = {}
     for site in program.role("observed", "latent"):
         message = trace[site.name]

@@ -19,6 +19,7 @@ from quincunx.engine import arguments, source, tracing
 from quincunx.engine.errors import ModelError, listing, unknown
 from quincunx.engine.failures import explained
 from quincunx.engine.language import observing
+from quincunx.engine.storage import Stored
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Plate:
         is_data: whether its rows are data, so that methods may subsample or shard them.
         arrays: names of the arguments whose rows it runs over.
         as_given: whether these are all that it runs over, each as it was given.
+        on_disk: whether rows of one of them are on disk.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Plate:
     is_data: bool = False
     arrays: tuple[str, ...] = ()
     as_given: bool = False
+    on_disk: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,8 @@ class _Recorder(Messenger):
         found = [self.argument(array) for array in arrays if array is not None]
         known = tuple(argument for argument in found if argument is not None)
         as_given = len(known) == len(found)
-        self._add(Plate(name, size, is_data=True, arrays=known, as_given=as_given))
+        on_disk = any(isinstance(array, Stored) for array in arrays)
+        self._add(Plate(name, size, is_data=True, arrays=known, as_given=as_given, on_disk=on_disk))
 
     def _add(self, plate: Plate) -> None:
         known = self.plates.get(plate.name)
@@ -368,8 +372,7 @@ def trace_program(
                 offset += site.size if site.role == "latent" else 0
         plates.update(recorder.plates)
 
-    specs = [jax.ShapeDtypeStruct(*array) for array in signature.arrays if array is not None]
-    jax.eval_shape(run, specs)
+    jax.eval_shape(run, signature.specs())
     known = {site.name for site in sites}
     for handler, conditioned in _conditioning(model):
         if conditioned not in known:

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array
 
+from quincunx.engine.storage import Stored
+
 _UNROLLED = 16
 
 
@@ -27,6 +29,7 @@ class Block(eqx.Module):
         order: the row that stands in each place, where rows are in an order that their arrays do
             not have; they are then gathered.
         weight: a further factor of the plate's terms, `None` for one.
+        ahead: where the block starts that will be asked for next, `None` if that is not known.
     """
 
     start: Any
@@ -34,11 +37,15 @@ class Block(eqx.Module):
     count: Any = None
     order: Any = None
     weight: Any = None
+    ahead: Any = None
 
     @property
     def indices(self) -> Array:
         """The rows as a vector."""
-        places = jnp.asarray(self.start) + jnp.arange(self.size)
+        return self._from(self.start)
+
+    def _from(self, start: Any) -> Array:
+        places = jnp.asarray(start) + jnp.arange(self.size)
         return places if self.order is None else jnp.asarray(self.order)[places]
 
     @property
@@ -48,6 +55,9 @@ class Block(eqx.Module):
 
     def take(self, array: Any) -> Array:
         """The block's rows of an array."""
+        if isinstance(array, Stored):
+            ahead = None if self.ahead is None else self._from(self.ahead)
+            return array.rows(self.indices, ahead)
         if self.order is not None:
             return jnp.asarray(array)[self.indices]
         return _cut(self.size)(jnp.asarray(array), jnp.asarray(self.start))
@@ -64,9 +74,31 @@ class Block(eqx.Module):
         return jnp.where(counted, terms, 0.0) * (self.size / self.count)
 
 
+def cut_evenly(rows: int, number: int, index: Any, ahead: Any = None) -> Block:
+    """One of `number` blocks whose sizes differ by one row at most.
+
+    Args:
+        rows: rows of the plate.
+        number: of blocks.
+        index: which, traced.
+        ahead: which will be asked for next.
+    """
+    least, larger = divmod(rows, number)
+
+    def start(index: Any) -> Any:
+        return index * least + (jnp.maximum(index - (number - larger), 0) if larger else 0)
+
+    later = None if ahead is None else start(ahead)
+    if not larger:
+        return Block(start(index), least, ahead=later)
+    return Block(start(index), least + 1, least + (index >= number - larger), ahead=later)
+
+
 def take(array: Any, rows: Any) -> Array:
     """The rows of an array that a `Block` or a vector of indices names."""
-    return rows.take(array) if isinstance(rows, Block) else jnp.asarray(array)[rows]
+    if isinstance(rows, Block):
+        return rows.take(array)
+    return array.rows(rows) if isinstance(array, Stored) else jnp.asarray(array)[rows]
 
 
 def indices(rows: Any) -> Array:

@@ -88,7 +88,7 @@ class Structure:
             return jax.jvp(jax.grad(density.log_prior), (z,), (direction,))[1]
 
         z = jax.ShapeDtypeStruct((program.dim,), jnp.result_type(float))
-        leaves = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in self._density.leaves]
+        leaves = program.signature.specs()
         return len(leaves) not in influences(curvature, leaves, z, z)
 
     @functools.cached_property
@@ -105,8 +105,7 @@ def _has_gradient(program: Program) -> bool:
         trace = tracing.at_point(program.model, data, substitution)
         return [tracing.scaled(site) for site in trace.values() if site["type"] == "sample"]
 
-    arrays = program.signature.arrays
-    leaves = [jax.ShapeDtypeStruct(*array) for array in arrays if array is not None]
+    leaves = program.signature.specs()
     z = jax.ShapeDtypeStruct((program.dim,), jnp.result_type(float))
     return _CALLBACKS.isdisjoint(primitives(jax.make_jaxpr(terms)(leaves, z).jaxpr))
 

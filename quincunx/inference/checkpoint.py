@@ -24,6 +24,7 @@ import numpy as np
 
 from quincunx.engine.density import Density
 from quincunx.engine.errors import QuincunxError
+from quincunx.engine.storage import Stored
 from quincunx.inference.locks import WriteLock
 from quincunx.inference.output import versions
 from quincunx.inference.session import Group, Session
@@ -253,6 +254,9 @@ def _model_digest(density: Density) -> str:
 def _data_digest(density: Density) -> str:
     digest = hashlib.sha256(repr(density.program.signature.constants).encode())
     for leaf in density.leaves:
+        if isinstance(leaf, Stored):
+            digest.update(leaf.digest().encode())
+            continue
         array = np.ascontiguousarray(leaf)
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(array.tobytes())

@@ -25,7 +25,7 @@ from jaxtyping import Array, PyTree
 
 from quincunx.engine import Block
 from quincunx.engine.density import Density
-from quincunx.inference.minibatch import Batches
+from quincunx.inference.minibatch import Batches, Turn
 
 
 class Anchor(NamedTuple):
@@ -99,19 +99,19 @@ class Minibatch:
         return memory
 
     def __call__(
-        self, density: Density, z: Array, index: Array, memory: PyTree, anchor: Anchor
+        self, density: Density, z: Array, turn: Turn, memory: PyTree, anchor: Anchor
     ) -> Estimate:
         """The estimate from a block.
 
         Args:
             density: the target, its rows shuffled.
             z: position.
-            index: the block.
+            turn: the block.
             memory: what is carried.
             anchor: the mode, of use to control variates.
         """
         del anchor
-        return Estimate(*weighed(density, z, self.batches.block(index)), memory)
+        return Estimate(*weighed(density, z, self.batches.block(*turn)), memory)
 
 
 class ControlVariates(Minibatch):
@@ -121,10 +121,10 @@ class ControlVariates(Minibatch):
     reduces_noise = True
 
     def __call__(
-        self, density: Density, z: Array, index: Array, memory: PyTree, anchor: Anchor
+        self, density: Density, z: Array, turn: Turn, memory: PyTree, anchor: Anchor
     ) -> Estimate:
         """The estimate from a block."""
-        block = self.batches.block(index)
+        block = self.batches.block(*turn)
         both = jnp.stack([z, anchor.position])
         here = jnp.array([1.0, 0.0], z.dtype)
         value, score = jax.vmap(weighed, (None, 0, None, 0))(density, both, block, here)
@@ -147,11 +147,11 @@ class SVRG(ControlVariates):
         return anchored(density, self.batches, z)
 
     def __call__(
-        self, density: Density, z: Array, index: Array, memory: Anchor, anchor: Anchor
+        self, density: Density, z: Array, turn: Turn, memory: Anchor, anchor: Anchor
     ) -> Estimate:
         """The estimate from a block."""
         del anchor
-        return super().__call__(density, z, index, memory, memory)
+        return super().__call__(density, z, turn, memory, memory)
 
 
 class Table(NamedTuple):
@@ -180,18 +180,18 @@ class SAGA(Minibatch):
         return Table(jnp.zeros((self.batches.number, z.size), z.dtype), jnp.zeros_like(z))
 
     def __call__(
-        self, density: Density, z: Array, index: Array, memory: Table, anchor: Anchor
+        self, density: Density, z: Array, turn: Turn, memory: Table, anchor: Anchor
     ) -> Estimate:
         """The estimate from a block."""
         del anchor
         number = self.batches.number
-        block = self.batches.block(index)
+        block = self.batches.block(*turn)
         value, score = weighed(density, z, block)
         prior = jax.grad(density.log_prior)(z)
         own = (score - prior) / number
-        change = own - memory.score[index]
+        change = own - memory.score[turn.index]
         estimate = prior + memory.total + number * change
-        table = Table(memory.score.at[index].set(own), memory.total + change)
+        table = Table(memory.score.at[turn.index].set(own), memory.total + change)
         return Estimate(value, estimate, table)
 
 

@@ -17,6 +17,7 @@ samplers, ICML.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -26,9 +27,25 @@ from jaxtyping import Array
 from quincunx.engine import Block
 from quincunx.engine.density import Density
 from quincunx.engine.errors import MethodError
+from quincunx.engine.rows import cut_evenly
 from quincunx.inference.shuffling import permutation
 
 _EPOCHS = 64  # between two shuffles: one costs as much as some epochs of small minibatches
+
+
+_READ = 65_536  # rows on disk that are read at once
+
+
+class Turn(NamedTuple):
+    """The block of a step.
+
+    Attributes:
+        index: which block.
+        ahead: which will be asked for next.
+    """
+
+    index: Array
+    ahead: Array
 
 
 class Batches(NamedTuple):
@@ -56,15 +73,17 @@ class Batches(NamedTuple):
         """Rows of a block, of the largest where they differ."""
         return -(-self.rows // self.number)
 
-    def block(self, index: Array) -> Block:
-        """The rows of a block, weighted so that the likelihood is K times their sum."""
-        least, larger = divmod(self.rows, self.number)
-        if not larger:
-            return Block(index * least, least)
-        beyond = jnp.maximum(index - (self.number - larger), 0)
-        count = least + (index >= self.number - larger)
-        weight = self.number * count / self.rows
-        return Block(index * least + beyond, least + 1, count, weight=weight)
+    def block(self, index: Array, ahead: Array | None = None) -> Block:
+        """The rows of a block, weighted so that the likelihood is K times their sum.
+
+        Args:
+            index: which block.
+            ahead: which will be asked for next.
+        """
+        block = cut_evenly(self.rows, self.number, index, ahead)
+        if block.count is None:
+            return block
+        return replace(block, weight=self.number * block.count / self.rows)
 
     def order(self, key: Array) -> Array:
         """The blocks in the order of an epoch."""
@@ -135,9 +154,9 @@ def check_separable(density: Density, key: Array) -> None:
 @jax.jit
 def _sums(density: Density, key: Array) -> tuple[Array, Array]:
     """Log likelihood at a start, of all rows and by blocks of shuffled ones."""
-    batches, z = (
-        Batches.of(density, -(-density.structure.data_plates[0].size // 4)),
-        density.initial(key),
+    rows, z = density.structure.data_plates[0].size, density.initial(key)
+    batches = Batches.of(
+        density, min(-(-rows // 4), _READ) if density.is_on_disk else -(-rows // 4)
     )
     view = shuffled(density, key)
     estimates = jax.lax.map(

@@ -98,6 +98,9 @@ def _used(coords: Mapping[str, Any], dims: Mapping[str, Sequence[str]]) -> dict[
 
 
 def _observed(density: Density) -> dict[str, np.ndarray]:
+    """The observations, unless they are on disk."""
+    if density.is_on_disk:
+        return {}
     sites = density.program.role("observed")
     leaves = dict(zip(density.program.signature.array_names, density.leaves, strict=True))
     if all(site.argument for site in sites):
@@ -107,7 +110,7 @@ def _observed(density: Density) -> dict[str, np.ndarray]:
 
 
 def _constants(density: Density) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """Arguments that were not observed as they stand, with the dims of data plates."""
+    """Arguments in memory that were not observed as they stand, with the dims of data plates."""
     program, signature = density.program, density.program.signature
     observed = {site.argument for site in program.role("observed")}
     leaves = dict(zip(signature.array_names, density.leaves, strict=True))
@@ -116,7 +119,7 @@ def _constants(density: Density) -> tuple[dict[str, Any], dict[str, list[str]]]:
     taken |= {site.name for site in program.sites}
     values, dims = {}, {}
     for name, constant in zip(signature.names, signature.constants, strict=True):
-        if name in observed:
+        if name in observed or name in signature.stored:
             continue
         label = f"{name}_data" if name in taken else name
         if name in leaves:

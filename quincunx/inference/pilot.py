@@ -45,7 +45,7 @@ from quincunx.inference.stochastic import Noise, Pilot, State, StochasticKernel,
 
 _SEARCH, _SEARCH_ROWS, _RATE = 1500, 256, 0.05
 _NEWTON, _CONJUGATE = 3, 30
-_HESSIAN_ROWS = 400_000
+_HESSIAN_ROWS, _READ = 400_000, 20_000
 _PROBES = 16
 _CHAINS, _RECORDS, _WATCHED = 4, 400, 64
 _STRIDES = (1, 8, 64, 512)
@@ -106,11 +106,16 @@ def pilot(method: StochasticKernel, density: Density, key: Array) -> Preparation
     return Preparation(Pilot(tuning, spread, searched), gradients, gradients, passes)
 
 
+def _hessian_rows(density: Density, batches: Batches) -> int:
+    """Rows that the Hessian is of: fewer where each of its products reads them anew."""
+    return min(batches.rows, _READ if density.is_on_disk else _HESSIAN_ROWS)
+
+
 def _spent(density: Density, batches: Batches) -> tuple[int, float]:
     """Gradients of a survey, and how often they went through all rows."""
     rows, search = batches.rows, Batches.of(density, max(batches.size, _SEARCH_ROWS))
     products = _NEWTON * _CONJUGATE + POWER
-    sampled = min(rows, _HESSIAN_ROWS) / rows
+    sampled = _hessian_rows(density, batches) / rows
     noise = 4 * rows_used(density, rows)
     passes = _SEARCH / search.number + 2 * _NEWTON + 1 + 2 * products * sampled + noise / rows
     return _SEARCH + 2 * products + 2 * _NEWTON + 1 + noise, passes
@@ -123,7 +128,7 @@ def _survey(method: StochasticKernel, density: Density, key: Array) -> Survey:
     batches, keys = estimator.batches, jax.random.split(key, 6)
     view = minibatch.shuffled(density, keys[0])
     search = Batches.of(density, max(batches.size, _SEARCH_ROWS))
-    some = Block(0, min(batches.rows, _HESSIAN_ROWS))
+    some = Block(0, _hessian_rows(density, batches))
 
     def curved(z: Array, direction: Array) -> Array:
         """Hessian of -log density, from some rows, times a direction."""

@@ -27,7 +27,7 @@ from quincunx.inference.method import (
     one_of,
     positive,
 )
-from quincunx.inference.minibatch import Batches
+from quincunx.inference.minibatch import Batches, Turn
 
 _BATCH = 256
 _MANY_ROWS = 10_000
@@ -151,7 +151,7 @@ class StochasticKernel(Kernel):
         """What the sampler carries at a start: nothing, or a momentum."""
 
     def estimate(
-        self, estimator: Minibatch, density: Density, state: State, block: Array, key: Array
+        self, estimator: Minibatch, density: Density, state: State, turn: Turn, key: Array
     ) -> Estimate:
         """What a step goes by: the score at the position, estimated from a block.
 
@@ -159,11 +159,11 @@ class StochasticKernel(Kernel):
             estimator: the gradient estimator.
             density: the target, its rows shuffled.
             state: the chain; its order and place are those at the beginning of the transition.
-            block: the block's index.
+            turn: the block.
             key: the step's, for draws that are not those of `move`.
         """
         del key
-        return estimator(density, state.z, block, state.memory, state.tuning.anchor)
+        return estimator(density, state.z, turn, state.memory, state.tuning.anchor)
 
     def copies(self, density: Density) -> int:
         """Gradient estimates of a step."""
@@ -276,9 +276,10 @@ class StochasticKernel(Kernel):
         def one(carry: tuple) -> tuple:
             index, z, order, memory, motion, _, bad = carry
             now = state._replace(z=z, memory=memory, motion=motion)
-            block = order[(tuning.place + index) % number]
+            place = (tuning.place + index) % number
+            turn = Turn(order[place], order[jnp.minimum(place + 1, number - 1)])
             step_key = jax.random.fold_in(key, 2 * index)
-            found = self.estimate(estimator, density, now, block, step_key)
+            found = self.estimate(estimator, density, now, turn, step_key)
             moved, carried = self.move(z, motion, found.score, tuning, index, step_key)
             sound = jnp.all(jnp.isfinite(moved))
             moved = jnp.where(sound, moved, z)

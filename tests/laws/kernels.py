@@ -168,8 +168,8 @@ class NoEllipse(qx.EllipticalSlice):
 class Unscaled(Batches):
     """Broken: the likelihood of a block is not scaled up to all rows."""
 
-    def block(self, index):
-        block = super().block(index)
+    def block(self, index, ahead=None):
+        block = super().block(index, ahead)
         return eqx.tree_at(lambda b: b.weight, block, 1 / self.number, is_leaf=lambda x: x is None)
 
 
@@ -193,8 +193,8 @@ class UnscaledSGLD(qx.SGLD):
 
 
 class _ScaledPrior(Minibatch):
-    def __call__(self, density, z, index, memory, anchor):
-        found = super().__call__(density, z, index, memory, anchor)
+    def __call__(self, density, z, turn, memory, anchor):
+        found = super().__call__(density, z, turn, memory, anchor)
         prior = jax.grad(density.log_prior)(z)
         return found._replace(score=found.score + (self.batches.number - 1) * prior)
 

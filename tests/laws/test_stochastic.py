@@ -12,7 +12,7 @@ from scipy import linalg
 import quincunx as qx
 import quincunx.distributions as dist
 from quincunx.inference.estimators import ESTIMATORS, anchored
-from quincunx.inference.minibatch import Batches
+from quincunx.inference.minibatch import Batches, Turn
 from tests.laws.kernels import (
     LoudSGHMC,
     ReplacingSGHMC,
@@ -214,21 +214,22 @@ def test_estimates_are_unbiased_and_variance_reduction_reduces_variance(name):
     anchor = anchored(density, estimator.batches, jnp.array([0.9, -0.8]))
     exact = jax.grad(density.log_density)(z)
     memory = estimator.epoch(density, z + 0.1, estimator.start(z))
+    turns = [Turn(*jnp.array([index, index])) for index in range(5)]
 
     def blocks(z, memory):
         indices = jnp.arange(5)
-        return jax.vmap(lambda index: estimator(density, z, index, memory, anchor))(indices)
+        return jax.vmap(lambda index: estimator(density, z, Turn(index, index), memory, anchor))(
+            indices
+        )
 
     np.testing.assert_allclose(blocks(z, memory).score.mean(0), exact)
     assert jnp.isfinite(blocks(z, memory).value).all()
-    for index in range(5):
-        memory = estimator(density, z + 0.1, jnp.asarray(index), memory, anchor).memory
+    for turn in turns:
+        memory = estimator(density, z + 0.1, turn, memory, anchor).memory
     found = blocks(z, memory)
     np.testing.assert_allclose(found.score.mean(0), exact)
     plain = ESTIMATORS["none"](Batches(12, 5))
-    spread = np.std(
-        [plain(density, z, jnp.asarray(index), (), anchor).score for index in range(5)], axis=0
-    )
+    spread = np.std([plain(density, z, turn, (), anchor).score for turn in turns], axis=0)
     assert np.all(found.score.std(0) < 0.5 * spread) or name == "none"
 
 

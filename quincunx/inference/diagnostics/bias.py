@@ -163,14 +163,14 @@ def _full(
 ) -> tuple[Array, Array, Array]:
     """Noise's error of variances, mean virtual acceptance, and scores at positions."""
     temperature = method.temperature
-    values, scores = jax.lax.map(jax.value_and_grad(density.log_density), z)
+    values, scores = _scores(density, z)
     keys = jax.random.split(key, 3)
     step, scale = method.euler_step(tuning), tuning.scale[None]
     some = slice(0, None, max(len(z) // _PROPOSALS, 1))
     here, value, score = z[some], values[some], scores[some]
     xi = jax.random.normal(keys[0], here.shape, here.dtype)
     there = here + step * scale * score + jnp.sqrt(2 * step * temperature * scale) * xi
-    new_value, new_score = jax.lax.map(jax.value_and_grad(density.log_density), there)
+    new_value, new_score = _scores(density, there)
 
     def transition(start: Array, slope: Array, end: Array) -> Array:
         error = end - start - step * scale * slope
@@ -180,6 +180,12 @@ def _full(
     acceptance = jnp.exp(jnp.minimum(ratio / temperature, 0.0))
     acceptance = jnp.mean(jnp.where(jnp.isfinite(acceptance), acceptance, 0.0))
     return _noise_bias(method, density, tuning, z, keys[1]), acceptance, scores
+
+
+def _scores(density: Density, z: Array) -> tuple[Array, Array]:
+    """Log density and its gradient at positions; rows on disk are read once for all of them."""
+    score = jax.value_and_grad(density.log_density)
+    return jax.vmap(score)(z) if density.is_on_disk else jax.lax.map(score, z)
 
 
 def _noise_bias(

@@ -38,6 +38,7 @@ from quincunx.engine.errors import MethodError, unknown
 from quincunx.inference.estimators import Estimate, Minibatch
 from quincunx.inference.method import Kind, one_of, positive
 from quincunx.inference.methods.sgld import SGLD
+from quincunx.inference.minibatch import Turn
 from quincunx.inference.registry import register
 from quincunx.inference.stochastic import Noise, State, StochasticKernel, Tuning
 
@@ -160,7 +161,7 @@ class StructuredSGLD(StochasticKernel):
         return History(jnp.zeros((self.history, *z.shape), z.dtype), jnp.zeros((), jnp.int32))
 
     def estimate(
-        self, estimator: Minibatch, density: Density, state: State, block: Array, key: Array
+        self, estimator: Minibatch, density: Density, state: State, turn: Turn, key: Array
     ) -> Estimate:
         """The score of the averaged potential."""
         group, copies = self.grouping(density), self.copies(density)
@@ -176,7 +177,7 @@ class StructuredSGLD(StochasticKernel):
             kept = jnp.asarray(group[None] == np.arange(number)[:, None])
             weight = kept.astype(z.dtype)
         mixed = jnp.where(kept | (past.count == 0), z[None], others)
-        one = lambda point: estimator(density, point, block, (), state.tuning.anchor)  # noqa: E731
+        one = lambda point: estimator(density, point, turn, (), state.tuning.anchor)  # noqa: E731
         found = jax.vmap(one)(mixed)
         return Estimate(jnp.mean(found.value), jnp.sum(weight * found.score, axis=0), ())
 
