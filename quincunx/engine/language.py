@@ -143,18 +143,11 @@ class DataPlate:
 
     def __enter__(self) -> Any:
         self._plate.__enter__()
-        values = [self._taken(array) for array in self.arrays]
+        values = take(self.arrays, self._rows)
         return values[0] if len(values) == 1 else tuple(values)
 
     def __exit__(self, *exception: Any) -> None:
         self._plate.__exit__(*exception)
-
-    def _taken(self, array: Any) -> Any:
-        if array is None:
-            return None
-        if self._rows is not None:
-            return take(array, self._rows)
-        return array.rows(jnp.arange(self.size)) if isinstance(array, Stored) else array
 
 
 def _shape(array: Any) -> tuple[int, ...]:

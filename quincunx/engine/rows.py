@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array
 
-from quincunx.engine.storage import Stored
+from quincunx.engine.storage import Stored, fetch
 
 _UNROLLED = 16
 
@@ -49,15 +50,17 @@ class Block(eqx.Module):
         return places if self.order is None else jnp.asarray(self.order)[places]
 
     @property
+    def following(self) -> Array | None:
+        """The rows that will be asked for next."""
+        return None if self.ahead is None else self._from(self.ahead)
+
+    @property
     def shape(self) -> tuple[int]:
         """As the vector of rows has it."""
         return (self.size,)
 
     def take(self, array: Any) -> Array:
         """The block's rows of an array."""
-        if isinstance(array, Stored):
-            ahead = None if self.ahead is None else self._from(self.ahead)
-            return array.rows(self.indices, ahead)
         if self.order is not None:
             return jnp.asarray(array)[self.indices]
         return _cut(self.size)(jnp.asarray(array), jnp.asarray(self.start))
@@ -94,11 +97,19 @@ def cut_evenly(rows: int, number: int, index: Any, ahead: Any = None) -> Block:
     return Block(start(index), least + 1, least + (index >= number - larger), ahead=later)
 
 
-def take(array: Any, rows: Any) -> Array:
-    """The rows of an array that a `Block` or a vector of indices names."""
-    if isinstance(rows, Block):
-        return rows.take(array)
-    return array.rows(rows) if isinstance(array, Stored) else jnp.asarray(array)[rows]
+def take(arrays: Sequence[Any], rows: Any) -> list[Any]:
+    """The rows of arrays that a `Block` or a vector of indices names; all of them for `None`."""
+    stored = [array for array in arrays if isinstance(array, Stored)]
+    if stored:
+        every = jnp.arange(len(stored[0])) if rows is None else indices(rows)
+        read = iter(fetch(stored, every, rows.following if isinstance(rows, Block) else None))
+    return [next(read) if isinstance(array, Stored) else _taken(array, rows) for array in arrays]
+
+
+def _taken(array: Any, rows: Any) -> Any:
+    if array is None or rows is None:
+        return array
+    return rows.take(array) if isinstance(rows, Block) else jnp.asarray(array)[rows]
 
 
 def indices(rows: Any) -> Array:

@@ -1,7 +1,8 @@
 """Rows that stay on disk: read block by block as they are needed, ahead of the device.
 
 Inside a compiled function the rows of a block come from a callback to the host. It is told which
-block will be asked for next, and reads that one in a thread while the device computes.
+block will be asked for next, and where reads take time it reads that one in a thread while the
+device computes.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import functools
 import hashlib
 import itertools
 import tempfile
+import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from quincunx.engine.errors import ModelError
 _AHEAD = 64  # blocks that may lie ready
 _BYTES = 1 << 24  # copied at once
 _DIGESTED = 4096  # rows
+_SLOW = 1e-3  # seconds that a read takes when it is worth a thread
 _NUMBERS = itertools.count()
 
 
@@ -39,6 +42,7 @@ class _Reader:
         self.folder = folder  # deleted with the reader
         self.number = next(_NUMBERS)
         self._ready: OrderedDict[bytes, Future] = OrderedDict()
+        self._seconds = 0.0  # of a read, on average of late
         _READERS[self.number] = self
 
     def __eq__(self, other: object) -> bool:
@@ -48,14 +52,22 @@ class _Reader:
         return 0
 
     def read(self, rows: np.ndarray, ahead: np.ndarray) -> np.ndarray:
-        """Rows now, and those that will be asked for next in a thread."""
-        name, following = rows.tobytes(), ahead.tobytes()
+        """Rows now; those that will be asked for next are read in a thread where reads are slow."""
+        name = rows.tobytes()
         known = self._ready.pop(name, None)
-        if following != name and following not in self._ready:
-            self._ready[following] = _threads().submit(self.gather, ahead)
+        if self._seconds >= _SLOW:
+            following = ahead.tobytes()
+            if following != name and following not in self._ready:
+                self._ready[following] = _threads().submit(self._timed, ahead)
             while len(self._ready) > _AHEAD:
                 self._ready.popitem(last=False)
-        return self.gather(rows) if known is None else known.result()
+        return self._timed(rows) if known is None else known.result()
+
+    def _timed(self, rows: np.ndarray) -> np.ndarray:
+        began = time.perf_counter()
+        found = self.gather(rows)
+        self._seconds = 0.9 * self._seconds + 0.1 * (time.perf_counter() - began)
+        return found
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
         """Rows of the array, in the precision of the device."""
@@ -105,16 +117,6 @@ class Stored(eqx.Module):
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
         raise ModelError(_whole(self.shape))
 
-    def rows(self, indices: Int[Array, " n"], ahead: Int[Array, " n"] | None = None) -> Array:
-        """The rows of given indices, `(n, ...)`.
-
-        Args:
-            indices: which.
-            ahead: which will be asked for next.
-        """
-        spec = jax.ShapeDtypeStruct((*indices.shape, *self.shape[1:]), self.dtype)
-        return _fetch(spec, jnp.asarray(self.number), indices, indices if ahead is None else ahead)
-
     def blocks(self) -> Iterator[tuple[int, int]]:
         """Starts and ends of blocks of rows small enough for the host's memory."""
         size = max(_BYTES // max(self._row_bytes, 1), 1)
@@ -130,6 +132,22 @@ class Stored(eqx.Module):
     @property
     def _row_bytes(self) -> int:
         return int(np.prod(self.shape[1:], dtype=int)) * self.reader.array.dtype.itemsize
+
+
+def fetch(
+    arrays: Sequence[Stored], indices: Int[Array, " n"], ahead: Int[Array, " n"] | None = None
+) -> tuple[Array, ...]:
+    """The rows of given indices of each array, `(n, ...)`, from one call to the host.
+
+    Args:
+        arrays: which have the same rows.
+        indices: which rows.
+        ahead: which will be asked for next.
+    """
+    count = indices.shape[0]
+    specs = tuple(jax.ShapeDtypeStruct((count, *a.shape[1:]), a.dtype) for a in arrays)
+    numbers = tuple(jnp.asarray(array.number) for array in arrays)
+    return _fetch(specs, numbers, indices, indices if ahead is None else ahead)
 
 
 def on_disk(array: Any) -> Stored:
@@ -201,31 +219,33 @@ def _whole(shape: tuple[int, ...]) -> str:
     return message + "`with qx.plate('row', X, y) as (x, t):`, and use the rows that it yields."
 
 
-def _read(number: Any, indices: Any, ahead: Any, *, shape: tuple[int, ...]) -> np.ndarray:
+def _read(numbers: tuple[Any, ...], indices: Any, ahead: Any) -> tuple[np.ndarray, ...]:
     """On the host: rows for one block, or for each of several."""
-    number, indices, ahead = np.asarray(number), np.asarray(indices), np.asarray(ahead)
-    reader = _READERS[int(number.reshape(-1)[0])]
-    if indices.ndim == 1 and ahead.ndim == 1:
-        return reader.read(indices, ahead)
-    lead = np.broadcast_shapes(number.shape, indices.shape[:-1], ahead.shape[:-1])
-    count = indices.shape[-1]
+    indices, ahead = np.asarray(indices), np.asarray(ahead)
+    readers = [_READERS[int(np.asarray(number).reshape(-1)[0])] for number in numbers]
+    if indices.ndim == 1:
+        return tuple(reader.read(indices, ahead) for reader in readers)
+    lead, count = np.broadcast_shapes(indices.shape[:-1], ahead.shape[:-1]), indices.shape[-1]
     each = np.broadcast_to(indices, (*lead, count)).reshape(-1, count)
     later = np.broadcast_to(ahead, (*lead, count)).reshape(-1, count)
-    found = [reader.read(*pair) for pair in zip(each, later, strict=True)]
-    return np.stack(found).reshape(*lead, count, *shape)
+    found = [[reader.read(*pair) for pair in zip(each, later, strict=True)] for reader in readers]
+    return tuple(np.reshape(rows, (*lead, count, *rows[0].shape[1:])) for rows in found)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _fetch(spec: Any, number: Array, indices: Array, ahead: Array) -> Array:
+def _fetch(specs: Any, numbers: Any, indices: Array, ahead: Array) -> tuple[Array, ...]:
     """Rows as constants of whatever is differentiated."""
-    read = functools.partial(_read, shape=spec.shape[1:])
-    return jax.pure_callback(read, spec, number, indices, ahead, vmap_method="expand_dims")
+    return jax.pure_callback(_read, specs, numbers, indices, ahead, vmap_method="expand_dims")
 
 
 @_fetch.defjvp
-def _(spec: Any, primals: tuple, tangents: tuple) -> tuple[Array, Any]:
+def _(specs: Any, primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
     del tangents
-    rows = _fetch(spec, *primals)
+    rows = _fetch(specs, *primals)
+    return rows, tuple(_no_tangent(entry) for entry in rows)
+
+
+def _no_tangent(rows: Array) -> Any:
     if jnp.issubdtype(rows.dtype, jnp.floating):
-        return rows, jnp.zeros_like(rows)
-    return rows, np.zeros(rows.shape, jax.dtypes.float0)
+        return jnp.zeros_like(rows)
+    return np.zeros(rows.shape, jax.dtypes.float0)

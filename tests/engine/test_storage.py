@@ -114,7 +114,8 @@ def test_new_data_of_the_same_shape_compile_nothing_again(tmp_path, memory, disk
     )
 
 
-def test_the_next_block_is_read_in_a_thread(disk, reads):
+def test_the_next_block_is_read_in_a_thread_where_reads_are_slow(disk, reads, monkeypatch):
+    monkeypatch.setattr(storage, "_SLOW", 0.0)
     found = qx.compile(logistic, {name: disk[name] for name in ("X", "y")})
 
     @eqx.filter_jit

@@ -40,6 +40,8 @@ def say(word, number):
 class ShortChunks:
     """Chunks of few transitions, cut differently in every process."""
 
+    seconds_per_step = 0.0
+
     def __init__(self, seconds):
         del seconds
 
