@@ -115,7 +115,8 @@ class Fit:
         The columns are the bias of the mean, in posterior sds, and that of the sd, relative, each
         with its standard error. Single figures are in `attrs`: what gradient noise adds to
         variances, the acceptance of a Metropolis step on all rows, the kernel Stein discrepancy.
-        The report is made when it is first asked for, and kept in the tree.
+        The report is made when it or the verdict is first asked for, and kept in the tree, and in
+        the store where there is one.
 
         Raises:
             QuincunxError: the method is exact, or the fit has no report and cannot make one.
@@ -141,7 +142,9 @@ class Fit:
             if session.method.kind is not Kind.BIASED:
                 return None
             draws = {str(name): array.values for name, array in self.posterior.items()}
-            self.tree[_BIAS] = xr.DataTree(bias_report(session, draws))
+            report = bias_report(session, draws)
+            self.tree[_BIAS] = xr.DataTree(report)
+            session.sink.add(_BIAS, report)
         return self.tree[_BIAS].to_dataset()
 
     @property

@@ -23,7 +23,7 @@ from quincunx.inference.driver import Carry, placement
 from quincunx.inference.fit import Fit
 from quincunx.inference.handle import Run
 from quincunx.inference.job import Job
-from quincunx.inference.method import Kernel, Method, as_key
+from quincunx.inference.method import Kernel, Kind, Method, as_key
 from quincunx.inference.moments import Moments, MomentsSink
 from quincunx.inference.progress import Report, reporting
 from quincunx.inference.session import Group, Plan, Session
@@ -160,7 +160,7 @@ def infer(
     registry.require(method, density.program.name, density)
     if not isinstance(method, Kernel):
         raise MethodError(f"`{type(method).__name__}` is not a kernel that the driver can run.")
-    preflight(density)
+    preflight(density, compares=method.kind in (Kind.EXACT, Kind.WEIGHTED))
     chain_mesh, layout = _layout(chain_method, mesh, num_chains)
     if resume and checkpoint is None:
         raise MethodError("`resume=True` needs `checkpoint=`, the folder to resume from.")

@@ -105,6 +105,10 @@ class Sink(abc.ABC):
         """
         del tree, attributes, ended
 
+    def add(self, name: str, dataset: xr.Dataset) -> None:
+        """Keep a group of the tree that was made after the run, where draws outlive it."""
+        del name, dataset
+
 
 class Memory(Sink):
     """Keep draws in memory, as the chunks that they came in."""

@@ -214,11 +214,15 @@ class ZarrStore(Sink):
             for name in _GROUPS[phase]:
                 draws.to_zarr(self.path, group=name, mode="a", consolidated=False)
         for name, dataset in others.items():
-            with plain_strings():
-                dataset.to_zarr(self.path, group=name, mode="w", consolidated=False)
+            self.add(name, dataset)
         root = zarr.open_group(str(self.path), mode="r+")
         for name in _GROUPS["posterior"]:
             root[name].attrs.update(dict(attributes))
+
+    def add(self, name: str, dataset: xr.Dataset) -> None:
+        """Write a group whole."""
+        with plain_strings():
+            dataset.to_zarr(self.path, group=name, mode="w", consolidated=False)
 
     def _impossible(self, error: OSError) -> StoreError:
         message = f"The store '{self.path}' cannot be made: {error.strerror}. "

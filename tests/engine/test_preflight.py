@@ -346,9 +346,9 @@ def test_param_site_is_refused():
     check(refusal(model), "param('a')", "not random")
 
 
-def test_float32_resolution_warns():
+def test_float32_resolution_warns_where_log_densities_are_compared():
     code = """
-import numpy as np, pytest, quincunx as qx, quincunx.distributions as dist
+import numpy as np, pytest, warnings, quincunx as qx, quincunx.distributions as dist
 from quincunx.engine.preflight import preflight
 def model(y):
     mu = qx.sample("mu", dist.Normal(0, 1))
@@ -356,6 +356,9 @@ def model(y):
         qx.sample("y", dist.Normal(mu, 1), obs=t)
 with pytest.warns(qx.ModelWarning, match="float32 resolves only"):
     preflight(qx.compile(model, {"y": np.ones(100_000)}))
+with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    preflight(qx.compile(model, {"y": np.ones(100_000)}), compares=False)
 """
     import subprocess
     import sys

@@ -108,6 +108,18 @@ def test_exact_and_loaded_fits_say_why_they_have_no_report(tmp_path):
     assert rough.verdict.status != "ok"
 
 
+def test_the_report_goes_to_the_store(tmp_path):
+    method = qx.SGLD(step_size=0.05, steps=5, preconditioner=None, control_variates="none")
+    settings = {"num_warmup": 20, "num_samples": 50, "progress": False}
+    data = {"y": np.array([0.3, 1.9, -0.4, 2.2, 1.1])}
+    fit = qx.infer(conjugate, data, method, store=tmp_path / "draws.zarr", **settings)
+    table = fit.bias
+    loaded = qx.load(tmp_path / "draws.zarr")
+    np.testing.assert_array_equal(loaded.bias, table)
+    assert loaded.bias.attrs["acceptance"] == table.attrs["acceptance"]
+    assert str(loaded.verdict) == str(fit.verdict)
+
+
 def test_too_few_draws_to_tell_the_bias(default):
     fit = qx.infer(
         logistic, default.density.data, default.method, num_samples=60, progress=False
