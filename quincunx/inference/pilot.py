@@ -48,9 +48,9 @@ _NEWTON, _CONJUGATE = 3, 30
 _HESSIAN_ROWS, _READ = 400_000, 20_000
 _PROBES = 16
 _CHAINS, _RECORDS, _WATCHED = 4, 400, 64
-_STRIDES = (1, 8, 64, 512)
+_STRIDES = (1, 8, 64)
 _RESOLVED = 25  # records that an autocorrelation time may take
-_MOST_STEPS = 5000
+_MOST_STEPS = 1000
 
 
 class Survey(NamedTuple):
