@@ -55,6 +55,10 @@ class Kinks(NamedTuple):
     left: Float[Array, " dim"]
     right: Float[Array, " dim"]
 
+    def part(self, cut: slice) -> Kinks:
+        """The kinks of some coordinates."""
+        return Kinks(self.location[cut], self.left[cut], self.right[cut])
+
     def value(self, x: Float[Array, " dim"]) -> Float[Array, ""]:
         """Sum of the terms."""
         shifted = x - self.location
@@ -115,6 +119,11 @@ class Composite:
         """The terms of one kind with their sites."""
         program = self.density.program
         return [(term, program.site(term.site)) for term in self.terms if term.kind == kind]
+
+    def is_kinked(self, start: int, stop: int) -> bool:
+        """Whether any coordinate of a range has a separable kink."""
+        sites = [site for kind in _SEPARABLE for _, site in self.of(kind)]
+        return any(site.offset < stop and start < site.offset + site.size for site in sites)
 
     def bounds(self) -> tuple[Float[Array, " dim"], Float[Array, " dim"]]:
         """Lower and upper ends of the supports, infinite where there are none."""

@@ -39,6 +39,7 @@ def native(program: Program) -> Program:
     return dataclasses.replace(program, sites=tuple(sites), dim=offset, base=program)
 
 
+@functools.partial(jax.jit, static_argnums=0, inline=True)
 def bounds(program: Program, leaves: list[Any]) -> tuple[Array, Array]:
     """Lower and upper end of the support of each coordinate of a native position, `(dim,)`."""
 

@@ -161,6 +161,7 @@ def infer(
     if not isinstance(method, Kernel):
         raise MethodError(f"`{type(method).__name__}` is not a kernel that the driver can run.")
     preflight(density)
+    density = method.target(density)
     chain_mesh, layout = _layout(chain_method, mesh, num_chains)
     if resume and checkpoint is None:
         raise MethodError("`resume=True` needs `checkpoint=`, the folder to resume from.")
