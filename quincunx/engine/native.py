@@ -47,7 +47,8 @@ def bounds(program: Program, leaves: list[Any]) -> tuple[Array, Array]:
         return values[site["name"]] if tracing.is_latent(site) else None
 
     values = {site.name: jnp.full(site.shape, 0.5, site.dtype) for site in program.latents}
-    found = _bounds(program, leaves, anywhere)
+    bounded = any(map(_is_bounded, program.latents))
+    found = _bounds(program, leaves, anywhere) if bounded else {}
     dtype = jnp.result_type(float)
     ends = []
     for side, open_end in ((0, -jnp.inf), (1, jnp.inf)):

@@ -28,7 +28,7 @@ import numpy as np
 from blackjax.adaptation.step_size import DualAveragingAdaptationState
 from jaxtyping import Array, Float
 
-from quincunx.engine.bregman.geometry import Geometry, build, plan
+from quincunx.engine.bregman.geometry import Geometry, build, plan, typical
 from quincunx.engine.density import Density
 from quincunx.engine.errors import MethodError
 from quincunx.inference.method import (
@@ -91,7 +91,7 @@ class Tuning(NamedTuple):
         steps: steps of a transition.
         centre: a typical position.
         scale: how far each coordinate usually is from it.
-        lower: lower ends of the supports, the least number where there is none.
+        lower: lower ends of the supports, the least finite number where there is none.
         upper: upper ends.
         stale: whether points were made with other tuning.
         averaging: state of the step size's dual averaging.
@@ -198,26 +198,26 @@ class MirrorKernel(Discretised):
         return Preparation(found.mode, found.gradients, found.gradients, found.gradients)
 
     def init(self, density: Density, position: Array, key: Array) -> State:
-        """The state at a position, with unit scales."""
+        """The state at a position, with scales for nothing but the supports."""
         del key
         dtype = position.dtype
         start, _, _ = averaging(self.acceptance(density))
         size = jnp.asarray(self.step_size or _FIRST_STEP, dtype)
         most, zero = jnp.finfo(dtype).max, jnp.zeros_like(position)
         lower, upper = density.structure.composite.bounds()
+        centre, scale = typical(plan(density.program, self.geometry), lower, upper)
         tuning = Tuning(
             step_size=size,
             smoothing=self._smoothing(size),
             steps=jnp.asarray(self.steps or _FIRST_STEPS, jnp.int32),
-            centre=zero,
-            scale=zero + 1,
+            centre=centre,
+            scale=scale,
             lower=jnp.maximum(lower, -most),
             upper=jnp.minimum(upper, most),
             stale=jnp.zeros((), bool),
             averaging=jax.tree.map(jnp.asarray, start(size)),
             window=_nothing(zero),
         )
-        tuning = tuning._replace(centre=_inside(zero, tuning))
         point = self.point(density, position, self.mirror(density, tuning), tuning)
         return State(point, position, tuning)
 
@@ -325,7 +325,10 @@ class MirrorKernel(Discretised):
     def mirror(self, density: Density, tuning: Tuning) -> Geometry:
         """The mirror map."""
         pieces = plan(density.program, self.geometry)
-        return build(pieces, tuning.centre, tuning.scale, tuning.lower, tuning.upper)
+        most = jnp.finfo(tuning.lower.dtype).max
+        lower = jnp.where(tuning.lower > -most, tuning.lower, -jnp.inf)
+        upper = jnp.where(tuning.upper < most, tuning.upper, jnp.inf)
+        return build(pieces, tuning.centre, tuning.scale, lower, upper)
 
     def position(self, state: State) -> Array:
         """The position of a state, put back on the edge of a support that it is outside of."""
@@ -386,6 +389,11 @@ class MirrorKernel(Discretised):
             stale=jnp.ones((), bool),
         )
         return state._replace(tuning=half)
+
+    def at(self, density: Density, position: Array, state: State) -> State:
+        """A chain at another position."""
+        mirror = self.mirror(density, state.tuning)
+        return State(self.point(density, position, mirror, state.tuning), position, state.tuning)
 
     def _smoothing(self, step_size: Array) -> Array:
         given = getattr(self, "smoothing", None)

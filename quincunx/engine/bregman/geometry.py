@@ -269,6 +269,24 @@ def build(
     return Geometry(pieces, tuple(maps))
 
 
+def typical(
+    pieces: tuple[Piece, ...], lower: Float[Array, " dim"], upper: Float[Array, " dim"]
+) -> tuple[Float[Array, " dim"], Float[Array, " dim"]]:
+    """A centre and scales for nothing but the supports: those of flat laws where they are finite."""
+    below, above = jnp.isfinite(lower), jnp.isfinite(upper)
+    first, last = jnp.where(below, lower, 0.0), jnp.where(above, upper, 0.0)
+    beside = jnp.where(below, first + 1, jnp.where(above, last - 1, 0.0))
+    centre = jnp.where(below & above, 0.5 * (first + last), beside)
+    scale = jnp.where(below & above, (last - first) / 12**0.5, 1.0)
+    for piece in pieces:
+        if piece.word == "entropy":
+            share = 1 / piece.size
+            spread = (share * (1 - share) / (piece.size + 1)) ** 0.5
+            centre = centre.at[piece.start : piece.stop].set(share)
+            scale = scale.at[piece.start : piece.stop].set(spread)
+    return centre, scale
+
+
 def _entropy(piece: Piece, centre: Array, scale: Array) -> Entropy:
     x, s = centre.reshape(-1, piece.size), scale.reshape(-1, piece.size)
     return Entropy(piece.size, jnp.mean(x * (1 - x), axis=-1) / jnp.mean(s**2, axis=-1))
