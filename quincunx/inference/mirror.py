@@ -160,7 +160,7 @@ class MirrorKernel(Discretised):
         for name in ("step_size", "smoothing", "steps"):
             if getattr(self, name, None) is not None:
                 positive(name, getattr(self, name), label)
-        if self.steps is not None and not isinstance(self.steps, int):
+        if self.steps is not None and not hasattr(self.steps, "__index__"):
             raise MethodError(f"`{label}(steps={self.steps})`: steps must be an integer.")
         positive("target_accept", self.target_accept, label)
         if not self.target_accept < 1:

@@ -69,7 +69,7 @@ def find_mode(density: Density, key: Array) -> Found:
         key: for the starts and for probes of the curvature.
     """
     probes = density.dim if density.dim <= _EXACT else _PROBES
-    each = _ROUNDS * _STEPS + 2 * (_ROUNDS + 1) * probes
+    each = (_ROUNDS + 1) * (_STEPS + 2 + 2 * probes)
     return Found(_best(density, key), len(_NEARNESS) * each)
 
 
@@ -160,17 +160,14 @@ class _Search:
         return x
 
     def run(self, x: Array, key: Array) -> tuple[Array, Array, Array]:
-        """Position, scales and mass after each round of steps from one start."""
+        """Position, scales and mass before each round of steps from one start."""
 
-        def stage(carry: tuple, key: Array) -> tuple[tuple, tuple]:
-            x, scale = carry
-            x = self.descend(x, scale)
+        def stage(x: Array, key: Array) -> tuple[Array, tuple]:
             scale = self.scales(x, key)
             mass = self.composite.split(x).log_density + jnp.sum(jnp.log(scale))
-            return (x, scale), (x, scale, mass)
+            return self.descend(x, scale), (x, scale, mass)
 
-        first = (x, self.scales(x, key))
-        return jax.lax.scan(stage, first, jax.random.split(key, _ROUNDS))[1]
+        return jax.lax.scan(stage, x, jax.random.split(key, _ROUNDS + 1))[1]
 
     def descend(self, x: Array, scale: Array) -> Array:
         """Steps under one mirror map."""
