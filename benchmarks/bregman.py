@@ -9,8 +9,8 @@ mirror sampler by the steps of its transitions, NUTS by its number of draws. Wha
 - ESS: of the worst coordinate (bulk), for 1000 gradients and for a second of sampling.
 
 `laplace`: rates 1, ..., 100. `uniform`: intervals (-i, i), i = 1, ..., 100. `logistic`: 1000 rows,
-100 weights under Laplace rates 10, ..., 1 and a Gaussian; the error is that of means and sds, in sds,
-against a long NUTS run, beside what chance makes of it.
+100 weights under Laplace rates 10, ..., 1 and a Gaussian; the largest error of a mean, in sds and
+in Monte Carlo standard errors (`chance`), and of an sd, against a long NUTS run.
 
     python benchmarks/bregman.py [--only laplace|uniform|logistic] [--gradients 40000]
 """

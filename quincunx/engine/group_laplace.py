@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import gammaln
 from numpyro.distributions import Distribution, constraints
-from numpyro.distributions.util import promote_shapes
 
 
 class GroupLaplace(Distribution):
@@ -25,7 +24,7 @@ class GroupLaplace(Distribution):
     """
 
     arg_constraints = {"loc": constraints.real_vector, "scale": constraints.positive}
-    support = constraints.real_vector
+    support = constraints.real_vector  # pyright: ignore[reportAssignmentType]
     reparametrized_params = ["loc", "scale"]
 
     def __init__(self, loc: Any, scale: Any = 1.0, *, validate_args: bool | None = None) -> None:
@@ -34,7 +33,7 @@ class GroupLaplace(Distribution):
         batch = jnp.broadcast_shapes(jnp.shape(loc)[:-1], jnp.shape(scale))
         event = jnp.shape(loc)[-1:]
         self.loc = jnp.broadcast_to(loc, batch + event)
-        (self.scale,) = promote_shapes(scale, shape=batch)
+        self.scale = jnp.broadcast_to(scale, batch)
         super().__init__(batch, event, validate_args=validate_args)
 
     def sample(self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()) -> Any:

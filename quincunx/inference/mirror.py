@@ -1,24 +1,34 @@
 r"""What samplers in a mirror's dual space share: the step, its correction, and the warm-up.
 
-Positions x are native (`density.native`). With a mirror map phi, a dual drift b and a step size eps,
+Positions x are native (`density.native`). With a mirror map phi, a dual drift b and a step size
+eps,
 
-    y' = grad phi(x) + b(x) + sqrt(2 eps) Hess phi(x)^(1/2) xi,   x' = grad phi*(y'),   xi ~ N(0, I).
+    y' = grad phi(x) + b(x) + sqrt(2 eps) Hess phi(x)^(1/2) xi + c(x) (xi^2 - 1),
+    x' = grad phi*(y'),   xi ~ N(0, I).
 
-As a density over x', whose change of variables is dy' = det Hess phi(x') dx',
+The last term of y', c_i = eps phi_i^(3) / (2 phi_i^(2)) for the coordinates of a separable phi, is
+Milstein's. Without it the noise is that of the old point all along the step, an error of order
+eps^(1/2) that in d bounded coordinates would ask for steps of order 1 / d. It is there where a
+Metropolis step follows, and not otherwise.
 
-    log q(x' | x) = -|y' - grad phi(x) - b(x)|^2 / (4 eps) - 1/2 log det Hess phi(x)
-                    + log det Hess phi(x'),   the norm being that of Hess phi(x)^-1,
+Let q(e | x) be the density of e = y' - grad phi(x) - b(x): normal, or with the last term that of a
+quadratic function of a normal variable. As a density over x' it has the factor det Hess phi(x') of
+the change of variables, dy' = det Hess phi(x') dx'. So a Metropolis step accepts with the log
+probability, e* being that of the way back,
 
-so that a Metropolis step accepts with log probability log pi(x') q(x | x') - log pi(x) q(x' | x).
+    log pi(x') - log pi(x) + log q(e* | x') - log q(e | x) + log det Hess phi(x)
+    - log det Hess phi(x').
 
 A transition is a number of such steps. In warm-up, all chains together learn a typical position
-and the scales of the coordinates, from which the mirror map is made; the step size, by dual averaging
-of the acceptance; and the number of steps, from how far transitions go in units of the scales.
+and the scales of the coordinates, from which the mirror map is made; the step size, by dual
+averaging of the acceptance; and the number of steps, from how far transitions go in units of the
+scales.
 """
 
 from __future__ import annotations
 
 import abc
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -290,7 +300,7 @@ class MirrorKernel(Discretised):
         eps, x = tuning.step_size, point.x
         xi = jax.random.normal(noise_key, x.shape, x.dtype)
         here = mirror.dual(x)
-        there = here + point.drift + jnp.sqrt(2 * eps) * mirror.noise(x, xi)
+        there = here + point.drift + mirror.step(x, xi, eps, second=self.adjust)
         reached = mirror.reaches(there)
         proposal = self.point(
             density, mirror.primal(jnp.where(reached, there, here)), mirror, tuning
@@ -311,11 +321,11 @@ class MirrorKernel(Discretised):
     def log_ratio(self, mirror: Geometry, point: Point, proposal: Point, eps: Array) -> Array:
         """Log of the ratio of a Metropolis step."""
         here, there = mirror.dual(point.x), mirror.dual(proposal.x)
-        forward = mirror.quadratic(point.x, there - here - point.drift)
-        backward = mirror.quadratic(proposal.x, here - there - proposal.drift)
-        volumes = 1.5 * (mirror.log_det(point.x) - mirror.log_det(proposal.x))
-        density = proposal.log_density - point.log_density
-        return density + (forward - backward) / (4 * eps) + volumes
+        law = functools.partial(mirror.log_law, eps=eps, second=self.adjust)
+        forward = law(point.x, there - here - point.drift)
+        backward = law(proposal.x, here - there - proposal.drift)
+        volumes = mirror.log_det(point.x) - mirror.log_det(proposal.x)
+        return proposal.log_density - point.log_density + backward - forward + volumes
 
     def point(self, density: Density, x: Array, mirror: Geometry, tuning: Tuning) -> Point:
         """What is needed at a position; without correction, outside a support its nearest end."""
@@ -347,7 +357,7 @@ class MirrorKernel(Discretised):
         While the chains find their way the harmonic mean of their acceptances counts, so that none
         is left behind.
         """
-        stage, opening = stage
+        current, opening = stage
         tuning = states.tuning
         start, update, final = averaging(self.acceptance(density))
         chains = pool(jnp.asarray(states.before.shape[0], tuning.scale.dtype))
@@ -367,12 +377,11 @@ class MirrorKernel(Discretised):
             return renewed._replace(averaging=start(final(averaged)))
 
         tuning = tuning._replace(
-            averaging=averaged, window=choose(stage.learning, learn, tuning.window)
+            averaging=averaged, window=choose(current.learning, learn, tuning.window)
         )
-        tuning = choose(stage.window_end, renew, tuning)
-        size = jnp.where(
-            stage.last, final(tuning.averaging), jnp.exp(tuning.averaging.log_step_size)
-        )
+        tuning = choose(current.window_end, renew, tuning)
+        running = jnp.exp(tuning.averaging.log_step_size)
+        size = jnp.where(current.last, final(tuning.averaging), running)
         if self.step_size is not None:
             size = tuning.step_size
         smoothing = self._smoothing(size)

@@ -7,8 +7,8 @@ steps are of one size. A step is one of Bregman proximal gradients,
     x <- prox_{t g}( grad phi*( grad phi(x) - t grad (V - sum_k g_k)(x) ) ),
 
 taken where V falls; t grows after a step that was taken and shrinks after one that was not. The
-mirror map phi has the scales s_i^-2 = d^2 V / dx_i^2 + (left slope)(right slope) / 2 of the kinks;
-it is renewed some times.
+mirror map phi has the scales s_i^-2 = d^2 V / dx_i^2 + l_i r_i / 2, l and r the slopes of kinks; it
+is renewed some times.
 
 Searches start about the middle of the unconstrained space, nearer and farther. What counts in the
 end is not the density but the mass, log pi(x) + sum_i log s_i: the density of a hierarchical model

@@ -5,11 +5,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 import quincunx as qx
 import quincunx.distributions as dist
 from quincunx.engine import bregman, proximal
-from quincunx.engine.bregman.geometry import build, plan
+from quincunx.engine.bregman.geometry import Piece, build, plan
 from quincunx.engine.bregman.proximity import SIDES, envelope, proximity, recentred
 from quincunx.engine.composite import Kinks
 
@@ -194,7 +195,10 @@ def test_a_mirror_map_of_a_mixed_model(words, rng):
     e = jnp.asarray(rng.normal(size=density.dim))
     reduced = np.asarray(e.at[6:9].add(-e[8]).at[9:12].add(-e[11]))[free]
     expected = reduced @ np.linalg.solve(hessian, reduced)
-    np.testing.assert_allclose(geometry.quadratic(x, e), expected, rtol=1e-8)
+    law = geometry.log_law(x, e, jnp.asarray(0.3), second=False)
+    normal = -expected / (4 * 0.3) - 0.5 * np.linalg.slogdet(hessian)[1]
+    constant = 0.5 * 6 * np.log(2 * 0.3)  # of the coordinates with a function of their own
+    np.testing.assert_allclose(law, normal - constant, rtol=1e-8)
     noise = jax.vmap(lambda k: geometry.noise(x, jax.random.normal(k, x.shape)))
     draws = jax.jit(noise)(jax.random.split(jax.random.key(0), 40_000))
     draws = np.asarray(draws.at[:, 6:9].add(-draws[:, 8:9]).at[:, 9:12].add(-draws[:, 11:12]))
@@ -203,3 +207,18 @@ def test_a_mirror_map_of_a_mixed_model(words, rng):
         hessian / np.sqrt(np.outer(np.diag(hessian), np.diag(hessian))),
         atol=0.04,
     )
+
+
+@pytest.mark.parametrize("second", [True, False])
+def test_the_law_of_a_step_is_that_of_its_draws(second):
+    one, end = jnp.ones(1), jnp.array([jnp.inf])
+    geometry = build((Piece(0, 1, "burg", "half-line", 1),), one, one, 0 * one, end)
+    x, eps = jnp.array([0.7]), jnp.asarray(0.15)
+    xi = jax.random.normal(jax.random.key(0), (40_000, 1))
+    drawn = jax.jit(jax.vmap(lambda v: geometry.step(x, v, eps, second=second)))(xi)[:, 0]
+    grid = jnp.linspace(-12, 12, 40_001)
+    law = jax.jit(jax.vmap(lambda e: geometry.log_law(x, e[None], eps, second=second)))(grid)
+    total = np.cumsum(np.exp(law - 0.5 * np.log(2 * np.pi))) * float(grid[1] - grid[0])
+    assert total[-1] == pytest.approx(1.0, abs=0.02)
+    u = np.interp(np.asarray(drawn), np.asarray(grid), total / total[-1])
+    assert stats.kstest(u, "uniform").statistic < 0.02

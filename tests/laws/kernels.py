@@ -167,30 +167,30 @@ class NoEllipse(qx.EllipticalSlice):
 
 
 class NoVolume(qx.BregmanLangevin):
-    """Broken: leaves out the log determinants of the Hessian."""
+    """Broken: leaves out the log determinant of the Hessian, as if q were a density of the dual."""
 
     name: ClassVar[str] = "test_no_volume"
-
-    def log_ratio(self, mirror, point, proposal, eps):
-        volumes = mirror.log_det(point.x) - mirror.log_det(proposal.x)
-        return super().log_ratio(mirror, point, proposal, eps) - 1.5 * volumes
-
-
-class HalfVolume(qx.BregmanLangevin):
-    """Broken: leaves out the Jacobian of the mirror map, as if q were a density of the dual."""
-
-    name: ClassVar[str] = "test_half_volume"
 
     def log_ratio(self, mirror, point, proposal, eps):
         volumes = mirror.log_det(point.x) - mirror.log_det(proposal.x)
         return super().log_ratio(mirror, point, proposal, eps) - volumes
 
 
+class TakenForNormal(qx.BregmanLangevin):
+    """Broken: q is taken to be normal, which it is not with the term of second order."""
+
+    name: ClassVar[str] = "test_taken_for_normal"
+
+    def log_ratio(self, mirror, point, proposal, eps):
+        plain = qx.BregmanLangevin(adjust=False)
+        return plain.log_ratio(mirror, point, proposal, eps)
+
+
 class Elsewhere(Geometry):
     at: jax.Array
 
-    def noise(self, x, xi):
-        return super().noise(self.at, xi)
+    def step(self, x, xi, eps, *, second):
+        return super().step(self.at, xi, eps, second=second)
 
 
 class NoiseAtEnd(qx.BregmanLangevin):

@@ -1,7 +1,8 @@
 r"""The mirror map of a model: a Legendre function for each site, on flat native positions.
 
 A mirror map phi gives each position x a dual y = grad phi(x), and the noise of a Langevin step the
-covariance Hess phi(x). Most sites have a separable function (`legendre.py`); a simplex has the entropy
+covariance Hess phi(x). Most sites have a separable function (`legendre.py`); a simplex has the
+entropy
 
     phi(x) = w sum_i x_i log x_i,  grad phi(x) = w log x (up to a constant),  x = softmax(y / w),
 
@@ -12,7 +13,7 @@ the determinant w^(K - 1) / prod_i x_i.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -76,6 +77,16 @@ class Entropy(eqx.Module):
         """From standard normal variables ones with covariance Hess phi, up to constants."""
         return (jnp.sqrt(self.weight[:, None] / self._rows(x)) * self._rows(xi)).reshape(-1)
 
+    def step(self, x: Array, xi: Array, eps: Array, *, second: bool) -> Array:
+        """Displacement of the dual by noise, always of first order."""
+        del second
+        return jnp.sqrt(2 * eps) * self.noise(x, xi)
+
+    def log_law(self, x: Array, e: Array, eps: Array, *, second: bool) -> Array:
+        """Log density of such a displacement, up to a constant."""
+        del second
+        return -self.quadratic(x, e) / (4 * eps) - 0.5 * self.log_det(x)
+
     def quadratic(self, x: Array, e: Array) -> Array:
         """e^T (Hess phi)^-1 e."""
         x, e = self._rows(x), self._rows(e)
@@ -111,13 +122,51 @@ class Separable(eqx.Module):
         """From standard normal variables ones with covariance Hess phi."""
         return jnp.sqrt(self.function.hessian(x)) * xi
 
-    def quadratic(self, x: Array, e: Array) -> Array:
-        """e^T (Hess phi)^-1 e."""
-        return jnp.sum(e**2 / self.function.hessian(x))
+    def step(self, x: Array, xi: Array, eps: Array, *, second: bool) -> Array:
+        """Displacement of the dual by noise."""
+        return Curved.of(self.function, x, eps, second=second).step(xi)
+
+    def log_law(self, x: Array, e: Array, eps: Array, *, second: bool) -> Array:
+        """Log density of such a displacement, up to a constant."""
+        return jnp.sum(Curved.of(self.function, x, eps, second=second).log_law(e))
 
     def log_det(self, x: Array) -> Array:
         """Log determinant of the Hessian."""
         return jnp.sum(jnp.log(self.function.hessian(x)))
+
+
+class Curved(NamedTuple):
+    """A step b xi + c (xi^2 - 1) of each coordinate, xi ~ N(0, 1).
+
+    For the diffusion of a dual y with variance 2 phi''(x(y)) per unit of time this is the step of
+    Milstein: b^2 = 2 eps phi''(x) and c = eps phi'''(x) / (2 phi''(x)).
+    """
+
+    b: Array
+    c: Array
+
+    @classmethod
+    def of(cls, function: Legendre, x: Array, eps: Array, *, second: bool) -> Curved:
+        """At a position; without the second order c is zero."""
+        hessian, third = jax.jvp(function.hessian, (x,), (jnp.ones_like(x),))
+        c = 0.5 * eps * third / hessian if second else jnp.zeros_like(x)
+        return cls(jnp.sqrt(2 * eps * hessian), c)
+
+    def step(self, xi: Array) -> Array:
+        """The step that standard normal variables make."""
+        return self.b * xi + self.c * (xi**2 - 1)
+
+    def log_law(self, e: Array) -> Array:
+        """Log density of a step, up to a constant: the sum over both xi that make it."""
+        t = e + self.c
+        inner = self.b**2 + 4 * self.c * t
+        reached = inner > 0
+        root = jnp.sqrt(jnp.where(reached, inner, 1.0))
+        near = 2 * t / (self.b + root)
+        bent = jnp.abs(self.c) > jnp.finfo(e.dtype).tiny
+        far = (self.b + root) / jnp.where(bent, 2 * self.c, 1.0)
+        both = jnp.logaddexp(-0.5 * near**2, jnp.where(bent, -0.5 * far**2, -jnp.inf))
+        return jnp.where(reached, both - jnp.log(root), -jnp.inf)
 
 
 class Piece(NamedTuple):
@@ -149,8 +198,6 @@ class Geometry(eqx.Module):
     pieces: tuple[Piece, ...] = eqx.field(static=True)
     maps: tuple[Separable | Entropy, ...]
 
-    is_constrained: ClassVar[bool] = False
-
     def dual(self, x: Float[Array, " dim"]) -> Float[Array, " dim"]:
         """Grad phi(x)."""
         return self._each("dual", x)
@@ -168,9 +215,32 @@ class Geometry(eqx.Module):
         found = [m.reaches(y[p.start : p.stop]) for p, m in self._pairs()]
         return jnp.all(jnp.stack(found))
 
-    def quadratic(self, x: Float[Array, " dim"], e: Float[Array, " dim"]) -> Float[Array, ""]:
-        """e^T Hess phi(x)^-1 e."""
-        parts = [m.quadratic(x[p.start : p.stop], e[p.start : p.stop]) for p, m in self._pairs()]
+    def step(
+        self, x: Float[Array, " dim"], xi: Float[Array, " dim"], eps: Array, *, second: bool
+    ) -> Float[Array, " dim"]:
+        """Displacement of the dual by the noise of a Langevin step.
+
+        Args:
+            x: position.
+            xi: standard normal variables.
+            eps: step size.
+            second: whether the term of second order is there, by which the noise follows the
+                Hessian along the step.
+        """
+        parts = [
+            m.step(x[p.start : p.stop], xi[p.start : p.stop], eps, second=second)
+            for p, m in self._pairs()
+        ]
+        return jnp.concatenate(parts)
+
+    def log_law(
+        self, x: Float[Array, " dim"], e: Float[Array, " dim"], eps: Array, *, second: bool
+    ) -> Float[Array, ""]:
+        """Log density, over the dual and up to a constant, of `step` to be `e`."""
+        parts = [
+            m.log_law(x[p.start : p.stop], e[p.start : p.stop], eps, second=second)
+            for p, m in self._pairs()
+        ]
         return sum(parts, jnp.zeros((), x.dtype))
 
     def log_det(self, x: Float[Array, " dim"]) -> Float[Array, ""]:
@@ -272,7 +342,7 @@ def build(
 def typical(
     pieces: tuple[Piece, ...], lower: Float[Array, " dim"], upper: Float[Array, " dim"]
 ) -> tuple[Float[Array, " dim"], Float[Array, " dim"]]:
-    """A centre and scales for nothing but the supports: those of flat laws where they are finite."""
+    """A centre and scales for nothing but the supports: of flat laws where they are finite."""
     below, above = jnp.isfinite(lower), jnp.isfinite(upper)
     first, last = jnp.where(below, lower, 0.0), jnp.where(above, upper, 0.0)
     beside = jnp.where(below, first + 1, jnp.where(above, last - 1, 0.0))

@@ -5,8 +5,8 @@ interval onto the dual one. Each class has a function of a unitless variable u; 
 
     phi(x) = w h(u),  u = (x - o) / s,
 
-with an origin o, a scale s (negative where the interval is turned round) and a weight w. Its Bregman
-distance is D(a, b) = phi(a) - phi(b) - phi'(b) (a - b).
+with an origin o, a scale s (negative where the interval is turned round) and a weight w. Its
+Bregman distance is D(a, b) = phi(a) - phi(b) - phi'(b) (a - b).
 
 Bauschke and Borwein (1997), Legendre functions and the method of random Bregman projections,
 Journal of Convex Analysis 4:27; hypentropy: Ghai, Hazan and Singer (2020), Exponentiated gradient

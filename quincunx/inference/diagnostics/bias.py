@@ -5,10 +5,11 @@ Chains that agree cannot show that they agree on the wrong law, so four other th
 - *Step halving*. The chains go on from where they are with half the step size and twice the steps.
   With a bias b(eps) that grows as eps, b(eps) = 2 (m(eps) - m(eps / 2)) for means m, and alike
   for standard deviations: Richardson's estimate. Where the bias is of higher order that overstates
-  it. The smoothing of envelopes is halved with the step size. Both columns come with standard errors.
+  it. The smoothing of envelopes is halved with the step size. Both columns come with standard
+  errors.
 - *Gradient noise*. How much too large the noise of independent minibatches would make the variance
-  in the worst direction, from the gradients of single rows at draws; zero with whole gradients. Visiting each block once an
-  epoch makes it smaller.
+  in the worst direction, from the gradients of single rows at draws; zero with whole gradients.
+  Visiting each block once an epoch makes it smaller.
 - *Virtual acceptance*. How often a Metropolis step with the full gradient and the same step size
   would be accepted. For Gaussian targets in d dimensions it is 2 Phi(-K / 2),
   K = sqrt(d) h^(3/2) / 4, with eps = h / 2, where eps / 2 is the relative error of variances; so

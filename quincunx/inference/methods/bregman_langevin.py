@@ -8,11 +8,13 @@ distance D, g is replaced by an envelope, which is smooth,
 
 and with a mirror map phi a step in the dual space is
 
-    y' = grad phi(x) - eps grad (f + env)(x) + sqrt(2 eps) Hess phi(x)^(1/2) xi,   x' = grad phi*(y').
+    y' = grad phi(x) - eps grad (f + env)(x) + sqrt(2 eps) Hess phi(x)^(1/2) xi,
+    x' = grad phi*(y').
 
-A Metropolis step with the *true* density pi follows, so pi is stationary, whatever lam and eps are.
-The proposal's density over x' has the factor det Hess phi(x'). Supports need no transform: positive
-sites, intervals and simplexes have a phi that is infinite at their ends.
+A Metropolis step with the *true* density pi follows, so pi is stationary whatever lam and eps are;
+y' then has a term of second order in xi, too (`inference/mirror.py`). The proposal's density over
+x' has the factor det Hess phi(x'). Supports need no transform: positive sites, intervals and
+simplexes have a phi that is steep at their ends.
 
 `adjust=False` leaves the Metropolis step out. The stationary law is then near exp(-f - env), off by
 O(lam) + O(eps), which step halving shows.
@@ -53,13 +55,13 @@ class BregmanLangevin(MirrorKernel):
     """Langevin dynamics in a mirror's dual space, with Bregman envelopes of what is not smooth.
 
     Attributes:
-        envelope: `left`, `right`, or `None` for none: mirror Langevin, where kinks are differentiated.
+        envelope: `left`, `right`, or `None` for mirror Langevin, where kinks are differentiated.
         geometry: `auto`, or a function's name that is taken where it fits a site's support: on the
             line `squared`, `hypentropy` or `exponential`; on half-lines `barrier`, `burg` or
             `boltzmann_shannon`; on intervals `barrier`, `fermi_dirac` or `hellinger`; on simplexes
             `entropy`. `euclidean` is the plain square without scales, and takes bounds as
             indicators. Or a dict of names by site.
-        smoothing: lam, in units in which coordinates have scale one; by default twice the step size.
+        smoothing: lam, where coordinates have scale one; by default twice the step size.
         step_size: eps, in the same units; by default tuned.
         adjust: whether there is a Metropolis step.
         steps: steps of a transition; by default tuned.
@@ -69,7 +71,8 @@ class BregmanLangevin(MirrorKernel):
     name: ClassVar[str] = "bregman_langevin"
     summary: ClassVar[str] = "For kinked priors and hard constraints, on the model's own supports."
     citation: ClassVar[str] = (
-        "Lau and Liu (2022), Bregman Proximal Langevin Monte Carlo via Bregman-Moreau Envelopes, ICML"
+        "Lau and Liu (2022), Bregman Proximal Langevin Monte Carlo via Bregman-Moreau Envelopes, "
+        "ICML"
     )
 
     envelope: str | None = "left"

@@ -4,8 +4,8 @@ With the potential f + g of the native space and prox_{s g}(v) = argmin_x g(x) +
 
     x' = prox_{eps g}(x - eps grad f(x)) + sqrt(2 eps) xi,   xi ~ N(0, I),
 
-accepted or not by a Metropolis step with the true density. There are no scales: all coordinates have
-one step size. It is the baseline that `BregmanLangevin` is to be compared with.
+accepted or not by a Metropolis step with the true density. There are no scales: all coordinates
+have one step size. It is the baseline that `BregmanLangevin` is to be compared with.
 
 Pereyra (2016), Proximal Markov chain Monte Carlo algorithms, Statistics and Computing 26:745.
 """
@@ -39,7 +39,8 @@ class ProximalMALA(MirrorKernel):
     name: ClassVar[str] = "proximal_mala"
     summary: ClassVar[str] = "Baseline for kinked densities: proximal steps without scales."
     citation: ClassVar[str] = (
-        "Pereyra (2016), Proximal Markov chain Monte Carlo algorithms, Statistics and Computing 26:745"
+        "Pereyra (2016), Proximal Markov chain Monte Carlo algorithms, "
+        "Statistics and Computing 26:745"
     )
     geometry: ClassVar[str] = "euclidean"  # pyright: ignore[reportIncompatibleVariableOverride]
     adjust: ClassVar[bool] = True  # pyright: ignore[reportIncompatibleVariableOverride]
