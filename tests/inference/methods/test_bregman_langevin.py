@@ -119,7 +119,7 @@ Y = np.random.default_rng(0).normal(size=(6, 3)) * 0.5
 
 
 def test_without_correction_the_fit_is_biased_and_says_so():
-    coarse = qx.BregmanLangevin(adjust=False, step_size=0.25, steps=4)
+    coarse = qx.BregmanLangevin(adjust=False, step_size=0.4, steps=4)
     fit = qx.infer(pulled, {"y": Y}, coarse, num_samples=1500, num_warmup=200, **QUIET)
     assert fit.kind is qx.Kind.BIASED
     assert fit.tree["posterior"].attrs["kind"] == "BIASED"
@@ -132,7 +132,7 @@ def test_without_correction_the_fit_is_biased_and_says_so():
     weight /= weight.sum(0)
     sd = np.sqrt(np.sum(weight * (grid[:, None] - np.sum(weight * grid[:, None], 0)) ** 2, 0))
     off = fit.posterior["x"].std(("chain", "draw")).values / sd - 1
-    assert off.max() > 0.1
+    assert off.min() > 0.1
     np.testing.assert_allclose(bias["sd_bias"], off, atol=0.15)
 
 
