@@ -35,6 +35,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/cold_start.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python -m benchmarks.slices
+	$(BIN)/python benchmarks/bregman.py
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -21,6 +21,7 @@ from quincunx.inference import NUTS as NUTS
 from quincunx.inference import SGHMC as SGHMC
 from quincunx.inference import SGLD as SGLD
 from quincunx.inference import SGNHT as SGNHT
+from quincunx.inference import BregmanLangevin as BregmanLangevin
 from quincunx.inference import Checkpoint as Checkpoint
 from quincunx.inference import CheckpointError as CheckpointError
 from quincunx.inference import EllipticalSlice as EllipticalSlice
@@ -34,6 +35,7 @@ from quincunx.inference import Method as Method
 from quincunx.inference import Moments as Moments
 from quincunx.inference import PolarSlice as PolarSlice
 from quincunx.inference import Progress as Progress
+from quincunx.inference import ProximalMALA as ProximalMALA
 from quincunx.inference import Run as Run
 from quincunx.inference import Status as Status
 from quincunx.inference import StoreError as StoreError

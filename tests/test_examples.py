@@ -114,6 +114,24 @@ def test_directions(capsys):
     np.testing.assert_allclose(mean(fit, "mean"), np.array(resultant, float), atol=0.05)
 
 
+def test_bayesian_lasso(capsys):
+    ours, theirs = run("bayesian_lasso")
+    reference = qx.models.load("diabetes_lasso").reference
+    for fit in (ours, theirs):
+        off = np.abs(mean(fit, "beta") - reference.mean["beta"]) / reference.sd["beta"]
+        assert off.max() < 0.2
+    assert ours.verdict.status == "ok", ours.verdict
+    assert "nonsmooth l1 term" in capsys.readouterr().out
+
+
+def test_deconvolution():
+    ours, theirs = run("deconvolution")
+    sd = theirs.posterior["source"].std(("chain", "draw")).values
+    assert np.max(np.abs(mean(ours, "source") - mean(theirs, "source")) / sd) < 0.3
+    assert ours.posterior["source"].values.min() > 0
+    assert ours.verdict.status == "ok", ours.verdict
+
+
 def test_flights():
     fit = run("flights", "--num-warmup", "100", "--num-samples", "400")
     X, y = (np.asarray(fit.density.data[name]) for name in ("X", "y"))

@@ -1,141 +1,264 @@
 """The native-space potential as a smooth part plus terms with known proximal operators.
 
 In the model's own coordinates x (no transform, no Jacobian) the posterior density is
-exp(-f(x) - sum_k g_k(x)) with f smooth and each g_k a kinked prior or the indicator of a support.
+exp(-f(x) - sum_k g_k(x)) with f smooth and each g_k a kinked prior, the indicator of a support, or
+a factor that came with its operator. What cannot be split stays in f.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from quincunx.engine import proximal, tracing
+from quincunx.engine.dependence import influences
+from quincunx.engine.errors import ModelError, unknown
+from quincunx.engine.group_laplace import length
+from quincunx.engine.native import bounds
+from quincunx.engine.program import Program, Site
 
 if TYPE_CHECKING:
     from quincunx.engine.density import Density
 
-_HALF_LINES = ("Positive", "NonNegative", "GreaterThan", "GreaterThanEq", "SoftplusPositive")
-_BOXES = ("UnitInterval", "Interval", "OpenInterval", "CircularConstraint")
+_SEPARABLE = ("l1", "asymmetric l1")
 
 
-@dataclass(frozen=True)
-class ProximalTerm:
+class ProximalTerm(NamedTuple):
     """One nonsmooth term of the potential.
 
     Attributes:
         site: the latent site that it belongs to.
-        kind: `l1`, `asymmetric l1`, `half-line`, `box` or `simplex`.
-        prox: `prox(v, step, parameters)`, the proximal operator of `step` times the term.
+        kind: `l1`, `asymmetric l1`, `group l2`, `half-line`, `box`, `simplex` or `factor`.
+        factor: name of the factor that it is, if it is one.
     """
 
     site: str
     kind: str
-    prox: Callable[[Any, Any, Mapping[str, Any]], Any]
+    factor: str = ""
 
 
-def _l1(v: Any, step: Any, p: Mapping[str, Any]) -> Any:
-    return proximal.soft_threshold(v, p["loc"], step / p["scale"])
+class Kinks(NamedTuple):
+    """Separable kinks: g_i(x) = right_i (x - location_i)_+ + left_i (location_i - x)_+.
+
+    Attributes:
+        location: where they are, `(dim,)`.
+        left: slopes on their left, zero where there is no kink, `(dim,)`.
+        right: slopes on their right, `(dim,)`.
+    """
+
+    location: Float[Array, " dim"]
+    left: Float[Array, " dim"]
+    right: Float[Array, " dim"]
+
+    def part(self, cut: slice) -> Kinks:
+        """The kinks of some coordinates."""
+        return Kinks(self.location[cut], self.left[cut], self.right[cut])
+
+    def value(self, x: Float[Array, " dim"]) -> Float[Array, ""]:
+        """Sum of the terms."""
+        shifted = x - self.location
+        return jnp.sum(self.right * jnp.maximum(shifted, 0) + self.left * jnp.maximum(-shifted, 0))
 
 
-def _asymmetric(v: Any, step: Any, p: Mapping[str, Any]) -> Any:
-    return proximal.asymmetric_soft_threshold(v, p["loc"], step * p["left"], step * p["right"])
+class Group(NamedTuple):
+    """Terms w |x - m|_2 of the vectors in one site.
+
+    Attributes:
+        location: m, of the site's shape.
+        weight: w, one for each vector.
+    """
+
+    location: Array
+    weight: Array
+
+    def value(self, x: Array) -> Float[Array, ""]:
+        """Sum of the terms."""
+        return jnp.sum(self.weight * length(x - self.location))
+
+    def prox(self, x: Array, step: Any) -> Array:
+        """Proximal operator of `step` times the terms."""
+        return proximal.group_soft_threshold(x, self.location, step * self.weight)
 
 
-def _box(v: Any, step: Any, p: Mapping[str, Any]) -> Any:
-    del step
-    return proximal.project_box(v, p["lower"], p["upper"])
+class Split(NamedTuple):
+    """The density taken apart at a position.
 
+    Attributes:
+        log_density: the whole, kinks and supports included.
+        smooth: f, the potential without the terms.
+        kinks: separable kinks.
+        groups: group terms by site.
+        moved: for each factor with an operator, where the operator takes its site, flat.
+    """
 
-def _simplex(v: Any, step: Any, p: Mapping[str, Any]) -> Any:
-    del step, p
-    return proximal.project_simplex(v)
-
-
-def _support_term(site: Any) -> ProximalTerm | None:
-    kind = site.support.split("(")[0].lstrip("_")
-    if kind in _HALF_LINES:
-        return ProximalTerm(site.name, "half-line", _box)
-    if kind in _BOXES:
-        return ProximalTerm(site.name, "box", _box)
-    if kind == "Simplex":
-        return ProximalTerm(site.name, "simplex", _simplex)
-    return None
-
-
-def _prior_term(site: Any) -> ProximalTerm | None:
-    if site.distribution == "Laplace":
-        return ProximalTerm(site.name, "l1", _l1)
-    if site.distribution in ("AsymmetricLaplace", "AsymmetricLaplaceQuantile"):
-        return ProximalTerm(site.name, "asymmetric l1", _asymmetric)
-    return None
-
-
-def _parameters(term: ProximalTerm, site: Mapping[str, Any]) -> dict[str, Any]:
-    base = tracing.unwrap(site["fn"])
-    weight = 1.0 if site["scale"] is None else site["scale"]
-    if term.kind == "l1":
-        return {"loc": base.loc, "scale": base.scale / weight}
-    if term.kind == "asymmetric l1":
-        sides = {"left": weight / base.left_scale, "right": weight / base.right_scale}
-        return {"loc": base.loc, **sides}
-    if term.kind == "simplex":
-        return {}
-    support = tracing.base_support(base.support)
-    return {
-        "lower": getattr(support, "lower_bound", -jnp.inf),
-        "upper": getattr(support, "upper_bound", jnp.inf),
-    }
+    log_density: Float[Array, ""]
+    smooth: Float[Array, ""]
+    kinks: Kinks
+    groups: dict[str, Group]
+    moved: dict[str, Array]
 
 
 class Composite:
     """The split of a density's native-space potential.
 
     Attributes:
+        density: the density over native coordinates.
         terms: the nonsmooth terms, possibly none.
     """
 
     def __init__(self, density: Density) -> None:
-        self._density = density
-        found = [
-            term
-            for site in density.program.latents
-            for term in (_prior_term(site), _support_term(site))
-            if term is not None
-        ]
-        self.terms: tuple[ProximalTerm, ...] = tuple(found)
+        self.density = density.native
+        self.terms = _terms(self.density.program)
 
-    def _trace(self, values: Mapping[str, Any]) -> tracing.Trace:
-        program, data = self._density.program, self._density.data
-        return tracing.at_point(program.model, data, tracing.given(values))
+    def of(self, kind: str) -> list[tuple[ProximalTerm, Site]]:
+        """The terms of one kind with their sites."""
+        program = self.density.program
+        return [(term, program.site(term.site)) for term in self.terms if term.kind == kind]
 
-    def parameters(self, values: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
-        """Locations, scales and bounds of the terms, by site and kind, at given latent values."""
-        trace = self._trace(values)
-        return {(term.site, term.kind): _parameters(term, trace[term.site]) for term in self.terms}
+    def is_kinked(self, start: int, stop: int) -> bool:
+        """Whether any coordinate of a range has a separable kink."""
+        sites = [site for kind in _SEPARABLE for _, site in self.of(kind)]
+        return any(site.offset < stop and start < site.offset + site.size for site in sites)
 
-    def log_density(self, values: Mapping[str, Any]) -> Any:
-        """Native-space log density on the supports: no transform and no Jacobian."""
-        trace = self._trace(values)
-        sites = [site for site in trace.values() if site["type"] == "sample"]
-        return sum((tracing.scaled_sum(site) for site in sites), jnp.zeros(()))
+    def bounds(self) -> tuple[Float[Array, " dim"], Float[Array, " dim"]]:
+        """Lower and upper ends of the supports, infinite where there are none."""
+        return bounds(self.density.program, self.density.leaves)
 
-    def smooth(self, values: Mapping[str, Any]) -> Any:
-        """Minus the smooth part of the potential: the log density without the kinks."""
-        return self.log_density(values) + self.nonsmooth(values)
+    def split(self, x: Float[Array, " dim"], steps: Mapping[str, Any] | None = None) -> Split:
+        """The density taken apart, from one run of the model.
 
-    def nonsmooth(self, values: Mapping[str, Any]) -> Any:
-        """The kinked terms of the potential; indicators count as zero on the supports."""
-        parameters = self.parameters(values)
-        total = jnp.zeros(())
-        for term in self.terms:
-            p = parameters[(term.site, term.kind)]
-            if term.kind == "l1":
-                total += jnp.sum(jnp.abs(values[term.site] - p["loc"]) / p["scale"])
-            elif term.kind == "asymmetric l1":
-                shifted = values[term.site] - p["loc"]
-                sides = jnp.where(shifted > 0, p["right"] * shifted, -p["left"] * shifted)
-                total += jnp.sum(sides)
-        return total
+        The smooth part does not know the supports: it may be asked for outside.
+
+        Args:
+            x: native position.
+            steps: by factor with an operator, the step that this is given.
+        """
+        given = {term.factor: jnp.ones(()) for term, _ in self.of("factor")}
+        return _split(
+            self.density.program,
+            self.density.leaves,
+            self.density.temperature,
+            x,
+            {**given, **(steps or {})},
+        )
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _split(
+    program: Program,
+    leaves: list[Any],
+    temperature: Any,
+    x: Any,
+    steps: Mapping[str, Any],
+) -> Split:
+    substitution = program.substitution(x, {})
+    trace = tracing.at_point(program.model, program.signature.rebuild(leaves), substitution)
+    zero = jnp.zeros((), x.dtype)
+    total = sum((jnp.sum(term) for term in substitution.log_jacobians), zero)
+    plates, inside = {plate.name for plate in program.data_plates}, jnp.ones((), bool)
+    for message in trace.values():
+        if message["type"] != "sample":
+            continue
+        value = tracing.scaled_sum(message)
+        within = {frame.name for frame in message.get("cond_indep_stack", ())} & plates
+        likely = message["is_observed"] and (not tracing.is_factor(message) or bool(within))
+        total += value if temperature is None or not likely else temperature * value
+    nonsmooth, groups, moved = zero, {}, {}
+    locations, lefts, rights = [], [], []
+    for site in program.latents:
+        message = trace[site.name]
+        if site.is_native and site.region in ("half-line", "box"):
+            inside &= jnp.all(message["fn"].support(message["value"]))
+        kinked = site.is_native and site.kink in _SEPARABLE
+        sides = _sides(site, message) if kinked else (zero, zero, zero)
+        for parts, side in zip((locations, lefts, rights), sides, strict=True):
+            parts.append(_flat(side, site))
+        if site.kink == "group l2":
+            groups[site.name] = _group(site, message)
+            nonsmooth += groups[site.name].value(message["value"])
+    kinks = Kinks(*(jnp.concatenate(parts) for parts in (locations, lefts, rights)))
+    nonsmooth += kinks.value(x)
+    for term in _terms(program):
+        if term.kind == "factor":
+            message, value = trace[term.factor], trace[term.site]["value"]
+            nonsmooth -= tracing.scaled_sum(message)
+            prox = message["infer"]["prox"][term.site]
+            at = jax.lax.stop_gradient(value)
+            moved[term.factor] = _flat(prox(at, steps[term.factor]), program.site(term.site))
+    return Split(jnp.where(inside, total, -jnp.inf), -(total + nonsmooth), kinks, groups, moved)
+
+
+def _flat(value: Any, site: Site) -> Array:
+    return jnp.broadcast_to(jnp.asarray(value), site.unconstrained_shape).reshape(-1)
+
+
+def _weight(message: Mapping[str, Any], events: int) -> Any:
+    """The power that plates and handlers raise the prior to, with trailing event axes."""
+    scale = jnp.asarray(1.0 if message["scale"] is None else message["scale"])
+    return scale.reshape(scale.shape + (1,) * events) if scale.ndim else scale
+
+
+def _sides(site: Site, message: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """Location and slopes of a separable kink, of the site's shape."""
+    law, weight = tracing.untruncated(message["fn"]), _weight(message, site.event_dim)
+    if site.kink == "l1":
+        sides = (law.loc, 1 / jnp.asarray(law.scale), 1 / jnp.asarray(law.scale))
+    else:
+        sides = (law.loc, 1 / jnp.asarray(law.left_scale), 1 / jnp.asarray(law.right_scale))
+    spread = [proximal.expand(side, site.shape) for side in sides]
+    weight = proximal.expand(weight, site.shape)
+    return spread[0], weight * spread[1], weight * spread[2]
+
+
+def _group(site: Site, message: Mapping[str, Any]) -> Group:
+    law, weight = tracing.untruncated(message["fn"]), _weight(message, site.event_dim - 1)
+    each = proximal.expand(weight, site.shape[:-1]) / proximal.expand(law.scale, site.shape[:-1])
+    return Group(proximal.expand(law.loc, site.shape), each)
+
+
+@functools.lru_cache(maxsize=128)
+def _terms(program: Program) -> tuple[ProximalTerm, ...]:
+    """The terms of a native program."""
+    found = []
+    for site in program.latents:
+        if site.is_native and site.kink:
+            found.append(ProximalTerm(site.name, site.kink))
+        if site.is_native and site.region != "real":
+            found.append(ProximalTerm(site.name, site.region))
+    given = [site for site in program.role("factor") if site.proximal is not None]
+    alone = _alone(program) if given else {}
+    latents = {site.name: site for site in program.latents}
+    for factor in given:
+        if factor.proximal not in latents:
+            where = f" that factor '{factor.name}' has a `prox` for"
+            raise ModelError(unknown("latent site", str(factor.proximal), latents, where))
+        if alone[factor.name] and latents[factor.proximal].is_native:
+            found.append(ProximalTerm(factor.proximal, "factor", factor.name))
+    return tuple(found)
+
+
+def _alone(program: Program) -> dict[str, bool]:
+    """For each factor whether it depends on the site of its operator and no other variable."""
+    ordered = sorted(site.name for site in program.latents)
+    factors = [site for site in program.role("factor") if site.proximal is not None]
+
+    def values_of(leaves: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+        given = tracing.given(values)
+        trace = tracing.at_point(program.model, program.signature.rebuild(leaves), given)
+        return {site.name: tracing.scaled_sum(trace[site.name]) for site in factors}
+
+    arrays = [array for array in program.signature.arrays if array is not None]
+    leaves = [jax.ShapeDtypeStruct(*array) for array in arrays]
+    values = {site.name: jax.ShapeDtypeStruct(site.shape, site.dtype) for site in program.latents}
+    found, plates = influences(values_of, leaves, values), {p.name for p in program.data_plates}
+    return {
+        site.name: {ordered[i - len(leaves)] for i in found[site.name] if i >= len(leaves)}
+        <= {site.proximal}
+        and plates.isdisjoint(site.plates)
+        for site in factors
+    }

@@ -17,6 +17,7 @@ from quincunx.engine import arguments, tracing
 from quincunx.engine.errors import ModelError, listing, unknown
 from quincunx.engine.labels import Labels
 from quincunx.engine.language import Model
+from quincunx.engine.native import native
 from quincunx.engine.program import Program, trace_program
 from quincunx.engine.rows import Block, cut_evenly
 from quincunx.engine.structure import Structure
@@ -29,9 +30,13 @@ _STREAMED = 8192  # rows that are gone through at once where they are on disk
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _elements(program: Program, leaves: list[Any], z: Any, rows: Mapping[str, Any]) -> tuple:
     """Elements of the log prior (with Jacobians) and of the log likelihood at a position."""
-    substitution = tracing.Substitution(program.split(z), rows)
+    substitution = program.substitution(z, rows)
     trace = tracing.at_point(program.model, program.signature.rebuild(leaves), substitution, rows)
     prior = list(substitution.log_jacobians)
+    for site in program.latents:
+        if site.is_native and site.region in ("half-line", "box"):
+            inside = trace[site.name]["fn"].support(trace[site.name]["value"])
+            prior.append(jnp.where(inside, jnp.zeros((), z.dtype), -jnp.inf))
     likelihood = []
     data_plates = {plate.name for plate in program.data_plates}
     for message in trace.values():
@@ -69,7 +74,7 @@ def _at_values(
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _constrain(program: Program, leaves: list[Any], z: Any) -> dict[str, Any]:
-    substitution = tracing.Substitution(program.split(z), {})
+    substitution = program.substitution(z, {})
     trace = tracing.at_point(program.model, program.signature.rebuild(leaves), substitution)
     return {
         site.name: trace[site.name]["value"] for site in program.role("latent", "deterministic")
@@ -80,10 +85,12 @@ def _constrain(program: Program, leaves: list[Any], z: Any) -> dict[str, Any]:
 def _unconstrain(program: Program, leaves: list[Any], values: Mapping[str, Any]) -> Any:
     data = program.signature.rebuild(leaves)
     trace = tracing.at_point(program.model, data, tracing.given(values))
-    parts = [
-        tracing.bijection(trace[site.name]["fn"].support).inv(trace[site.name]["value"]).reshape(-1)
-        for site in program.latents
-    ]
+    parts = []
+    for site in program.latents:
+        value = trace[site.name]["value"]
+        if not site.is_native:
+            value = tracing.bijection(trace[site.name]["fn"].support).inv(value)
+        parts.append(value.reshape(-1))
     return jnp.concatenate(parts) if parts else jnp.zeros(0)
 
 
@@ -92,6 +99,10 @@ class Density(eqx.Module):
 
     log p(z | data) + const = log_prior(z) + log_likelihood(z), where the log prior holds the
     log Jacobian of the map from `z` to the constrained values.
+
+    `native` is the same posterior over the model's own coordinates: sites on the real line, on
+    half-lines, boxes and simplexes are in the position as they are, with no Jacobian, and the
+    log density is not finite outside their supports. All else is the same.
 
     Array data are leaves of this module, so they are traced arguments of whatever is compiled
     from it: new data of the same shapes compile nothing again.
@@ -113,8 +124,18 @@ class Density(eqx.Module):
 
     @property
     def dim(self) -> int:
-        """Number of unconstrained coordinates."""
+        """Number of coordinates of a position."""
         return self.program.dim
+
+    @property
+    def native(self) -> Density:
+        """The density over the model's own coordinates."""
+        return self._with(native(self.program))
+
+    @property
+    def unconstrained(self) -> Density:
+        """The density over unconstrained coordinates."""
+        return self._with(self.program.base or self.program)
 
     @property
     def structure(self) -> Structure:
@@ -269,7 +290,9 @@ class Density(eqx.Module):
 
     def initial(self, key: PRNGKeyArray) -> Float[Array, " dim"]:
         """A starting position, uniform on (-2, 2) in each unconstrained coordinate."""
-        return jax.random.uniform(key, (self.dim,), minval=-2.0, maxval=2.0)
+        free = self.unconstrained
+        z = jax.random.uniform(key, (free.dim,), minval=-2.0, maxval=2.0)
+        return z if self.program.base is None else self.unconstrain(free.latent(free.constrain(z)))
 
     def simulate(self, key: PRNGKeyArray) -> dict[str, Array]:
         """One draw of every site from the prior predictive law.
@@ -306,6 +329,9 @@ class Density(eqx.Module):
         """The density with its likelihood raised to a power: 0 is the prior, 1 the posterior."""
         power = jnp.asarray(temperature)
         return Density(self.leaves, power, self.program, self.labels, order=self.order)
+
+    def _with(self, program: Program) -> Density:
+        return Density(self.leaves, self.temperature, program, self.labels, order=self.order)
 
     def check_values(self, values: Mapping[str, Any]) -> None:
         """Refuse values for unknown sites or of the wrong shape."""

@@ -8,7 +8,16 @@ from typing import Any
 from rich.console import Console, ConsoleOptions
 from rich.table import Table
 
+from quincunx.engine.composite import ProximalTerm
 from quincunx.engine.density import Density, compile
+
+
+def _term(term: ProximalTerm) -> str:
+    if term.factor:
+        return f"Factor '{term.factor}' is a nonsmooth term of '{term.site}' with a known prox."
+    if term.kind in ("half-line", "box", "simplex"):
+        return f"'{term.site}' has the indicator of a {term.kind}, with a known prox."
+    return f"'{term.site}' has a nonsmooth {term.kind} term with a known prox."
 
 
 class Explanation:
@@ -38,8 +47,7 @@ class Explanation:
             lines.append(f"{kind} '{plate.name}' of size {plate.size}{over}.")
         if not structure.data_plates:
             lines.append("No data plate: minibatches and row sharding are not possible.")
-        for term in structure.composite.terms:
-            lines.append(f"'{term.site}' has a nonsmooth {term.kind} term with a known prox.")
+        lines += [_term(term) for term in structure.composite.terms]
         if not structure.composite.terms:
             lines.append("No nonsmooth term with a known prox: all counts as smooth.")
         joint = "is" if structure.has_gaussian_prior else "is not"

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpyro
 from numpyro.distributions import Distribution
+from numpyro.distributions.distribution import Unit
 
 from quincunx.engine.errors import ModelError
 from quincunx.engine.rows import take
@@ -115,9 +116,37 @@ def deterministic(name: str, value: Any) -> Any:
     return numpyro.deterministic(name, value)
 
 
-def factor(name: str, log_weight: Any) -> None:
-    """Add `log_weight` to the log density; outside a data plate it belongs to the prior."""
-    numpyro.factor(name, log_weight)
+def factor(
+    name: str, log_weight: Any, prox: Mapping[str, Callable[[Any, Any], Any]] | None = None
+) -> None:
+    """Add `log_weight` to the log density; outside a data plate it belongs to the prior.
+
+    Args:
+        name: the factor's name.
+        log_weight: what is added.
+        prox: says that minus `log_weight` is a convex term g of one latent site, and how it is
+            split off: `{site: prox}`, where `prox(v, step)` is argmin_x g(x) + |x - v|^2 / (2 step)
+            for `v` of the site's shape.
+
+    Raises:
+        ModelError: `prox` is not one function under the name of a site.
+
+    Example:
+        ```python
+        level = qx.sample("level", dist.Normal(0, 10).expand([50]).to_event(1))
+        soft = lambda v, step: jnp.sign(v) * jnp.maximum(jnp.abs(v) - 3 * step, 0)
+        qx.factor("sparse", -3 * jnp.sum(jnp.abs(level)), prox={"level": soft})
+        ```
+    """
+    if prox is None:
+        numpyro.factor(name, log_weight)
+        return
+    if not isinstance(prox, Mapping) or len(prox) != 1 or not callable(next(iter(prox.values()))):
+        message = f"factor '{name}': `prox` must be a dict with the name of one latent site and "
+        raise ModelError(message + "its operator, e.g. `prox={'beta': lambda v, step: ...}`.")
+    law = Unit(log_weight)
+    infer = {"is_auxiliary": True, "prox": dict(prox)}
+    numpyro.sample(name, law, obs=law.sample(None), infer=infer)
 
 
 class DataPlate:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
+from numpyro.distributions import constraints
 from numpyro.primitives import _PYRO_STACK, Messenger
 from numpyro.primitives import plate as numpyro_plate
 
@@ -62,6 +63,11 @@ class Site:
         is_real: whether the support is the whole real line.
         is_discrete: whether the support is discrete.
         is_sphere: whether the values are unit vectors.
+        region: the support's kind where it is convex and simple: `real`, `half-line`, `box` or
+            `simplex`; else empty.
+        kink: the kind of the prior's nonsmooth term, empty where it has none.
+        proximal: for factors with a proximal operator, the latent site that it belongs to.
+        is_native: whether the flat position holds the site's values as they are.
         argument: name of the argument that was observed, where it is one as it stands.
         parameters: the distribution's parameters and the constraints on them.
         location: where in the model's source the site is.
@@ -81,6 +87,10 @@ class Site:
     is_real: bool = False
     is_discrete: bool = False
     is_sphere: bool = False
+    region: str = ""
+    kink: str = ""
+    proximal: str | None = None
+    is_native: bool = False
     argument: str | None = None
     parameters: tuple[tuple[str, str], ...] = ()
     location: source.Location | None = field(default=None, compare=False)
@@ -104,7 +114,8 @@ class Program:
         signature: the arguments' structure.
         sites: every site, in the order of the model.
         plates: every plate, by name.
-        dim: number of unconstrained coordinates.
+        dim: number of coordinates of the flat position.
+        base: for a program in native coordinates, the same in unconstrained ones.
     """
 
     model: Callable[..., Any]
@@ -113,6 +124,7 @@ class Program:
     sites: tuple[Site, ...]
     plates: Mapping[str, Plate]
     dim: int
+    base: Program | None = None
 
     def role(self, *roles: str) -> tuple[Site, ...]:
         """Sites with one of the given roles."""
@@ -136,11 +148,16 @@ class Program:
         raise ModelError(unknown("site", name, [site.name for site in self.sites]))
 
     def split(self, z: Any) -> dict[str, Any]:
-        """Cut a flat position into unconstrained values by site."""
+        """Cut a flat position into values by site, unconstrained ones unless they are native."""
         return {
             site.name: z[site.offset : site.offset + site.size].reshape(site.unconstrained_shape)
             for site in self.latents
         }
+
+    def substitution(self, z: Any, rows: Mapping[str, Any]) -> tracing.Substitution:
+        """What gives latent sites their values at a flat position."""
+        native = frozenset(site.name for site in self.latents if site.is_native)
+        return tracing.Substitution(self.split(z), rows, native)
 
 
 class _Recorder(Messenger):
@@ -234,6 +251,19 @@ def _support(constraint: Any) -> str:
     return text
 
 
+def _region(message: Mapping[str, Any]) -> str:
+    """The kind of a latent site's support, empty where it has no simple geometry."""
+    support = tracing.base_support(message["fn"].support)
+    if support is constraints.real:
+        return "real"
+    if "_scan_current_index" in message["infer"]:
+        return ""
+    if support is constraints.simplex:
+        return "simplex"
+    bounded = sum(hasattr(support, bound) for bound in ("lower_bound", "upper_bound"))
+    return ("", "half-line", "box")[bounded]
+
+
 def _dims(name: str, shape: tuple[int, ...], event_dim: int, message: Any) -> tuple[str, ...]:
     """Name the dimensions: plates, then the given event dims, then numbered ones."""
     dims: list[str | None] = [None] * len(shape)
@@ -294,6 +324,9 @@ def _site(name: str, message: dict[str, Any], recorder: _Recorder, offset: int) 
         is_real=role == "latent" and not discrete and tracing.is_real(fn.support),
         is_discrete=discrete,
         is_sphere=role == "latent" and tracing.is_sphere(fn.support),
+        region="" if role != "latent" or discrete else _region(message),
+        kink="" if role != "latent" or discrete else tracing.kink(message),
+        proximal=next(iter(message["infer"].get("prox", {})), None) if role == "factor" else None,
         argument=recorder.argument(value) if role == "observed" else None,
         parameters=tuple(
             (key, _support(c)) for key, c in tracing.unwrap(fn).arg_constraints.items()

@@ -5,8 +5,18 @@ prox_{s g}(v) = argmin_x g(x) + |x - v|^2 / (2 s), elementwise for separable g.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from quincunx.engine.group_laplace import length
+
+
+def expand(value: Any, shape: tuple[int, ...]) -> Array:
+    """`value` broadcast to a shape, by leading axes of length one where it has fewer."""
+    value = jnp.asarray(value)
+    return jnp.broadcast_to(value.reshape((1,) * (len(shape) - value.ndim) + value.shape), shape)
 
 
 def soft_threshold(v: Array, loc: Array | float, threshold: Array | float) -> Array:
@@ -21,6 +31,16 @@ def asymmetric_soft_threshold(
     """Prox of r (x - m)_+ + l (m - x)_+ : the two sides have slopes l (left) and r (right)."""
     shifted = v - loc
     return loc + jnp.maximum(shifted - right, 0.0) + jnp.minimum(shifted + left, 0.0)
+
+
+def group_soft_threshold(
+    v: Float[Array, "*batch n"], loc: Array | float, threshold: Array | float
+) -> Float[Array, "*batch n"]:
+    """Prox of t |x - m|_2 over the last axis: m + (v - m) max(1 - t / |v - m|, 0)."""
+    shifted = v - loc
+    size = length(shifted)
+    kept = jnp.maximum(1 - threshold / jnp.where(size > 0, size, 1.0), 0.0)
+    return loc + shifted * jnp.where(size > threshold, kept, 0.0)[..., None]
 
 
 def project_box(v: Array, lower: Array | float, upper: Array | float) -> Array:

@@ -100,7 +100,7 @@ class Structure:
 @functools.lru_cache(maxsize=128)
 def _has_gradient(program: Program) -> bool:
     def terms(leaves: Any, z: Any) -> Any:
-        substitution = tracing.Substitution(program.split(z), {})
+        substitution = program.substitution(z, {})
         data = program.signature.rebuild(leaves)
         trace = tracing.at_point(program.model, data, substitution)
         return [tracing.scaled(site) for site in trace.values() if site["type"] == "sample"]

@@ -13,16 +13,31 @@ import jax.numpy as jnp
 import numpyro
 from jax.core import Tracer
 from numpyro import handlers
-from numpyro.distributions import biject_to, constraints
+from numpyro.distributions import (
+    AsymmetricLaplace,
+    AsymmetricLaplaceQuantile,
+    Laplace,
+    LeftTruncatedDistribution,
+    RightTruncatedDistribution,
+    TwoSidedTruncatedDistribution,
+    biject_to,
+    constraints,
+)
 from numpyro.distributions.distribution import Unit
 from numpyro.distributions.transforms import IndependentTransform, ParameterFreeTransform
 from numpyro.primitives import Messenger
 
+from quincunx.engine.group_laplace import GroupLaplace
 from quincunx.engine.language import rows_in_use
 from quincunx.engine.rows import Block, indices
 
 ALONE = threading.RLock()  # NumPyro has one stack of handlers for all threads
 
+_TRUNCATED = (
+    LeftTruncatedDistribution,
+    RightTruncatedDistribution,
+    TwoSidedTruncatedDistribution,
+)
 Trace = dict[str, dict[str, Any]]
 Model = Callable[..., Any]
 
@@ -120,6 +135,28 @@ def is_real(support: Any) -> bool:
     return base_support(support) is constraints.real
 
 
+def kink(site: Mapping[str, Any]) -> str:
+    """The kind of a latent site's nonsmooth prior term, empty where it has none.
+
+    A prior under a mask, or inside a scan, counts as smooth.
+    """
+    fn = site["fn"]
+    if getattr(fn, "_mask", None) is not None or "_scan_current_index" in site["infer"]:
+        return ""
+    law = untruncated(fn)
+    if isinstance(law, Laplace):
+        return "l1"
+    if isinstance(law, (AsymmetricLaplace, AsymmetricLaplaceQuantile)):
+        return "asymmetric l1"
+    return "group l2" if isinstance(law, GroupLaplace) else ""
+
+
+def untruncated(fn: Any) -> Any:
+    """The distribution that was written, before it was truncated, expanded or reshaped."""
+    fn = unwrap(fn)
+    return fn.base_dist if isinstance(fn, _TRUNCATED) else fn
+
+
 def unwrap(fn: Any) -> Any:
     """The distribution that was written, under expansions, masks and event reshaping."""
     while type(fn).__name__ in ("ExpandedDistribution", "Independent", "MaskedDistribution"):
@@ -141,12 +178,18 @@ class Substitution:
     """Give each latent site its value from an unconstrained one, and collect the Jacobians.
 
     With t the bijection from the real line to the site's support, u the unconstrained value:
-    value = t(u), and log |det t'(u)| is added to the log density.
+    value = t(u), and log |det t'(u)| is added to the log density. Native sites are given u itself.
     """
 
-    def __init__(self, unconstrained: Mapping[str, Any], rows: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        unconstrained: Mapping[str, Any],
+        rows: Mapping[str, Any],
+        native: frozenset[str] = frozenset(),
+    ) -> None:
         self.unconstrained = unconstrained
         self.rows = rows
+        self.native = native
         self.log_jacobians: list[Any] = []
 
     def __call__(self, site: dict[str, Any]) -> Any:
@@ -164,7 +207,7 @@ class Substitution:
             if frame.name in self.rows:
                 axis = batch_axis(frame.dim, jnp.ndim(u), event_dim)
                 u = jnp.take(u, indices(self.rows[frame.name]), axis=axis)
-        if is_real(support):
+        if is_real(support) or site["name"] in self.native:
             return u
         value = transform(u)
         log_jacobian = transform.log_abs_det_jacobian(u, value)

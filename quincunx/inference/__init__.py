@@ -15,9 +15,11 @@ from quincunx.inference.methods import NUTS as NUTS
 from quincunx.inference.methods import SGHMC as SGHMC
 from quincunx.inference.methods import SGLD as SGLD
 from quincunx.inference.methods import SGNHT as SGNHT
+from quincunx.inference.methods import BregmanLangevin as BregmanLangevin
 from quincunx.inference.methods import EllipticalSlice as EllipticalSlice
 from quincunx.inference.methods import HitAndRunSlice as HitAndRunSlice
 from quincunx.inference.methods import PolarSlice as PolarSlice
+from quincunx.inference.methods import ProximalMALA as ProximalMALA
 from quincunx.inference.methods import StructuredSGLD as StructuredSGLD
 from quincunx.inference.moments import Moments as Moments
 from quincunx.inference.registry import applicable as applicable

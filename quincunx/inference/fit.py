@@ -20,10 +20,9 @@ from quincunx.engine.errors import ModelError, ModelWarning, QuincunxError
 from quincunx.inference.diagnostics.bias import COLUMNS, bias_report, judge_bias
 from quincunx.inference.diagnostics.convergence import Convergence, convergence, flatten
 from quincunx.inference.diagnostics.verdict import Verdict, judge
-from quincunx.inference.method import Kind, Method, as_key
+from quincunx.inference.method import Discretised, Kind, Method, as_key
 from quincunx.inference.output import build_tree, dataset
 from quincunx.inference.session import Progress, Session
-from quincunx.inference.stochastic import StochasticKernel
 from quincunx.inference.stopping import INTERRUPTED, interruptible
 from quincunx.inference.store import plain_strings
 
@@ -137,9 +136,9 @@ class Fit:
         if _BIAS not in self.tree.children:
             session = self._session
             drawn = self.posterior.sizes["draw"] >= _LEAST
-            if session is None or not isinstance(session.method, StochasticKernel) or not drawn:
+            if session is None or not isinstance(session.method, Discretised) or not drawn:
                 return None
-            if session.method.kind is not Kind.BIASED:
+            if session.method.promise is not Kind.BIASED:
                 return None
             draws = {str(name): array.values for name, array in self.posterior.items()}
             report = bias_report(session, draws)

@@ -109,13 +109,18 @@ class Method(eqx.Module):
         del density
         return None
 
+    @property
+    def promise(self) -> Kind:
+        """What can be promised of draws with these settings."""
+        return self.kind
+
     def settings(self) -> dict[str, Any]:
         """The settings as a JSON-able dict."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
 class Kernel(Method):
-    """A Markov kernel on flat unconstrained positions.
+    """A Markov kernel on flat positions, unconstrained ones unless `target` says otherwise.
 
     `init`, `step` and `position` see one chain and are pure, so that they can be traced under
     `jit`, `vmap` and `shard_map`; `adapt` sees all chains of a device at once, so that they may
@@ -143,6 +148,10 @@ class Kernel(Method):
     @abc.abstractmethod
     def position(self, state: PyTree) -> Array:
         """The flat position of a state."""
+
+    def target(self, density: Density) -> Density:
+        """The density in the coordinates that the kernel moves in; it is given no other."""
+        return density
 
     def prepare(self, density: Density, key: Array) -> Preparation:
         """What all chains are given before they start, such as what a pilot run found.
@@ -206,6 +215,14 @@ class Kernel(Method):
         """
         del density, infos, stage, pool
         return states
+
+
+class Discretised(Kernel):
+    """A kernel whose stationary law is off by an error that vanishes with its step size."""
+
+    @abc.abstractmethod
+    def halved(self, state: PyTree) -> PyTree:
+        """The state with steps of half the size, twice as many in a transition."""
 
 
 class Machine(Kernel):

@@ -58,7 +58,7 @@ def provenance(session: Session, costs: Mapping[str, Any]) -> dict[str, Any]:
         "inference_library": "quincunx",
         "inference_library_version": versions()["quincunx"],
         "method": method.name,
-        "kind": method.kind.name,
+        "kind": method.promise.name,
         "settings": json.dumps(method.settings()),
         "key": json.dumps(np.asarray(jax.random.key_data(key)).tolist()),
         "key_implementation": str(jax.random.key_impl(key)),

@@ -160,7 +160,8 @@ def infer(
     registry.require(method, density.program.name, density)
     if not isinstance(method, Kernel):
         raise MethodError(f"`{type(method).__name__}` is not a kernel that the driver can run.")
-    preflight(density, compares=method.kind in (Kind.EXACT, Kind.WEIGHTED))
+    preflight(density, compares=method.promise in (Kind.EXACT, Kind.WEIGHTED))
+    density = method.target(density)
     chain_mesh, layout = _layout(chain_method, mesh, num_chains)
     if resume and checkpoint is None:
         raise MethodError("`resume=True` needs `checkpoint=`, the folder to resume from.")

@@ -19,8 +19,8 @@ from quincunx.engine.errors import MethodError
 from quincunx.inference import minibatch
 from quincunx.inference.estimators import ESTIMATORS, Anchor, Estimate, Minibatch
 from quincunx.inference.method import (
+    Discretised,
     Info,
-    Kernel,
     Kind,
     Preparation,
     lacks_gradient,
@@ -100,7 +100,7 @@ class Pilot(NamedTuple):
     searched: bool
 
 
-class StochasticKernel(Kernel):
+class StochasticKernel(Discretised):
     """A sampler that moves by gradient estimates from minibatches.
 
     Its settings, which subclasses declare: `batch_size`, `step_size`, `steps`, `control_variates`,

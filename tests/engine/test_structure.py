@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpyro import handlers
 from scipy import optimize
 
 import quincunx as qx
 import quincunx.distributions as dist
-from quincunx.engine import proximal
+from quincunx.engine import proximal, tracing
 from quincunx.engine.dependence import influences
 from tests.scenarios import SCHOOLS, eight_schools
 
@@ -57,11 +58,13 @@ def lasso(x, y):
     qx.sample("y", dist.Normal(x @ beta + skew + weight[0] + share, 1.0), obs=y)
 
 
+LASSO = {"x": np.ones((4, 2)), "y": np.arange(4.0)}
+
+
 def test_composite_split_adds_up():
-    density = qx.compile(lasso, {"x": np.ones((4, 2)), "y": np.arange(4.0)})
+    density = qx.compile(lasso, LASSO)
     composite = density.structure.composite
-    kinds = {(term.site, term.kind) for term in composite.terms}
-    assert kinds == {
+    assert {(term.site, term.kind) for term in composite.terms} == {
         ("tau", "half-line"),
         ("beta", "l1"),
         ("skew", "asymmetric l1"),
@@ -75,19 +78,160 @@ def test_composite_split_adds_up():
         "weight": jnp.array([0.2, 0.3, 0.5]),
         "share": jnp.array(1.1),
     }
-    kinked = (0.3 + 1.2) / 0.7
-    parameters = composite.parameters(values)
-    kinked += 0.4 * parameters["skew", "asymmetric l1"]["left"]
-    np.testing.assert_allclose(composite.nonsmooth(values), kinked)
-    total = composite.smooth(values) - composite.nonsmooth(values)
-    np.testing.assert_allclose(total, composite.log_density(values))
-    by_numpyro = dist.AsymmetricLaplace(0.0, 1.0, 2.0)
-    slope = jax.grad(by_numpyro.log_prob)
-    p = parameters["skew", "asymmetric l1"]
-    np.testing.assert_allclose([slope(-0.5), slope(0.5)], [p["left"], -p["right"]])
-    box = next(term for term in composite.terms if term.kind == "box")
-    np.testing.assert_allclose(box.prox(jnp.array(5.0), 1.0, parameters["share", "box"]), 2.0)
+    x = density.native.unconstrain(values)
+    split = composite.split(x)
+    by_numpyro = jax.grad(dist.AsymmetricLaplace(0.0, 1.0, 2.0).log_prob)
+    left, right = by_numpyro(-0.5), -by_numpyro(0.5)
+    np.testing.assert_allclose(split.kinks.left, [0, 1 / 0.7, 1 / 0.7, left, 0, 0, 0, 0])
+    np.testing.assert_allclose(split.kinks.right, [0, 1 / 0.7, 1 / 0.7, right, 0, 0, 0, 0])
+    np.testing.assert_allclose(split.kinks.location[1:3], 0.2)
+    np.testing.assert_allclose(split.kinks.value(x), (0.3 + 1.2) / 0.7 + 0.4 * left)
+    np.testing.assert_allclose(split.log_density, density.native.log_density(x))
+    np.testing.assert_allclose(-split.smooth - split.kinks.value(x), split.log_density)
+    lower, upper = composite.bounds()
+    np.testing.assert_array_equal(lower, [0.0, *[-np.inf] * 6, -1.0])
+    np.testing.assert_array_equal(upper, [*[np.inf] * 7, 2.0])
+    outside = composite.split(x.at[7].set(2.5))
+    assert outside.log_density == -jnp.inf
+    assert jnp.isfinite(outside.smooth)
     assert qx.compile(eight_schools, SCHOOLS).structure.composite.terms[0].site == "tau"
+
+
+def test_the_smooth_part_has_no_kink():
+    """Second differences across the kinks of `beta` and `skew` are of the size of h^2."""
+    composite = qx.compile(lasso, LASSO).structure.composite
+    smooth = jax.jit(lambda x: composite.split(x).smooth)
+    whole = jax.jit(lambda x: composite.split(x).log_density)
+    x, h = jnp.array([0.7, 0.2, 0.2, 0.0, 0.2, 0.3, 0.5, 1.1]), 1e-4
+    for index in (1, 3):
+        second = [
+            float(f(x.at[index].add(h)) + f(x.at[index].add(-h)) - 2 * f(x))
+            for f in (smooth, whole)
+        ]
+        assert abs(second[0]) < 100 * h**2
+        assert abs(second[1]) > 0.5 * h
+
+
+def test_native_density_has_supports_and_no_jacobian():
+    density = qx.compile(lasso, LASSO)
+    native = density.native
+    assert native.native.program is native.program
+    assert native.unconstrained.program is density.program
+    assert (density.dim, native.dim) == (7, 8)
+    z = density.initial(jax.random.key(1))
+    values = density.latent(density.constrain(z))
+    x = native.unconstrain(values)
+    for name, value in native.latent(native.constrain(x)).items():
+        np.testing.assert_array_equal(value, values[name])
+    np.testing.assert_allclose(native.latent(native.constrain(native.initial(jax.random.key(1))))
+                               ["tau"], values["tau"])  # fmt: skip
+    np.testing.assert_allclose(native.log_likelihood(x), density.log_likelihood(z))
+    jacobian = density.program.substitution(z, {})
+    tracing.at_point(density.program.model, density.data, jacobian)
+    total = sum(jnp.sum(term) for term in jacobian.log_jacobians)
+    np.testing.assert_allclose(native.log_prior(x) + total, density.log_prior(z))
+    assert native.log_density(x.at[7].set(-1.1)) == -jnp.inf
+    assert not jnp.isfinite(native.log_density(x.at[0].set(-0.1)))
+
+
+def test_bounds_that_variables_move_stay_unconstrained():
+    def model(width):
+        top = qx.sample("top", dist.Gamma(2.0, 1.0))
+        qx.sample("moved", dist.Uniform(0.0, top))
+        qx.sample("given", dist.Uniform(0.0, width))
+
+    density = qx.compile(model, {"width": np.array(3.0)}).native
+    native = {site.name: site.is_native for site in density.program.latents}
+    assert native == {"top": True, "moved": False, "given": True}
+    np.testing.assert_array_equal(density.structure.composite.bounds()[1], [np.inf, np.inf, 3.0])
+    assert [term.site for term in density.structure.composite.terms] == ["top", "given"]
+
+
+def test_truncation_scaling_and_plates_keep_the_kink():
+    def model():
+        cut = dist.LeftTruncatedDistribution(dist.Laplace(1.0, 0.5), 0.0)
+        qx.sample("cut", cut)
+        with handlers.scale(scale=3.0), qx.plate("unit", 2):
+            qx.sample("scaled", dist.Laplace(0.0, jnp.array([1.0, 2.0])))
+        with handlers.mask(mask=jnp.array(True)):
+            qx.sample("masked", dist.Laplace(0.0, 1.0))
+
+    composite = qx.compile(model).structure.composite
+    kinds = [(term.site, term.kind) for term in composite.terms]
+    assert kinds == [("cut", "l1"), ("cut", "half-line"), ("scaled", "l1")]
+    split = composite.split(jnp.array([2.0, 1.0, -1.0, 0.3]))
+    np.testing.assert_allclose(split.kinks.left, [2.0, 3.0, 1.5, 0.0])
+    np.testing.assert_allclose(split.kinks.location, [1.0, 0.0, 0.0, 0.0])
+
+
+def test_group_laplace_is_a_law_and_a_term():
+    law = dist.GroupLaplace(jnp.array([1.0, -1.0]), 0.7)
+    draws = np.asarray(law.sample(jax.random.key(0), (40_000,)))
+    error = np.sqrt(np.asarray(law.variance) / 40_000)
+    assert np.all(np.abs(draws.mean(0) - [1.0, -1.0]) < 4.5 * error)
+    np.testing.assert_allclose(draws.var(0), law.variance, rtol=0.05)
+    side = jnp.linspace(-12, 12, 601)
+    grid = jnp.stack(jnp.meshgrid(side, side), axis=-1)
+    total = (
+        np.exp(law.log_prob(grid + jnp.array([[[1.0, -1.0]]]))).sum()
+        * float(side[1] - side[0]) ** 2
+    )
+    assert total == pytest.approx(1.0, abs=1e-3)
+    line = dist.GroupLaplace(jnp.array([0.3]), 0.7).log_prob(jnp.array([-1.1]))
+    np.testing.assert_allclose(line, dist.Laplace(0.3, 0.7).log_prob(-1.1))
+    with pytest.raises(ValueError, match="must be a vector"):
+        dist.GroupLaplace(0.0, 1.0)
+
+    def model():
+        tau = qx.sample("tau", dist.HalfNormal(1.0))
+        with qx.plate("group", 2):
+            qx.sample("beta", dist.GroupLaplace(jnp.zeros(3), tau))
+
+    density = qx.compile(model)
+    composite = density.structure.composite
+    assert ("beta", "group l2") in [(term.site, term.kind) for term in composite.terms]
+    x = jnp.array([0.5, 3.0, 4.0, 0.0, 0.0, 0.0, 0.0])
+    split = composite.split(x)
+    group = split.groups["beta"]
+    np.testing.assert_allclose(group.weight, 2.0)
+    value = x[1:].reshape(2, 3)
+    np.testing.assert_allclose(group.value(value), 10.0)
+    np.testing.assert_allclose(group.prox(value, 0.5)[0], value[0] * (1 - 1 / 5))
+    np.testing.assert_allclose(-split.smooth - 10.0, split.log_density)
+    assert np.isfinite(jax.grad(lambda x: composite.split(x).smooth)(x)).all()
+
+
+def soft(v, step):
+    return proximal.soft_threshold(v, 0.0, 2.0 * step)
+
+
+def test_a_factor_with_its_operator_is_a_term():
+    def model(prox):
+        level = qx.sample("level", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        qx.factor("sparse", -2.0 * jnp.sum(jnp.abs(level)), prox=prox)
+
+    composite = qx.compile(lambda: model({"level": soft})).structure.composite
+    assert composite.terms == (("level", "factor", "sparse"),)
+    x = jnp.array([1.0, -0.1, 0.4])
+    split = composite.split(x, {"sparse": jnp.asarray(0.1)})
+    np.testing.assert_allclose(split.moved["sparse"], [0.8, 0.0, 0.2])
+    np.testing.assert_allclose(split.smooth, 0.5 * jnp.sum(x**2) + 1.5 * np.log(2 * np.pi))
+    np.testing.assert_allclose(split.log_density, -split.smooth - 2.0 * 1.5)
+    text = str(qx.explain(lambda: model({"level": soft})))
+    assert "Factor 'sparse' is a nonsmooth term of 'level'" in text
+    with pytest.raises(qx.ModelError, match="level"):
+        qx.explain(lambda: model({"levels": soft})).findings()
+    with pytest.raises(qx.ModelError, match="factor 'sparse'"):
+        qx.compile(lambda: model({}))
+
+
+def test_a_factor_of_several_variables_stays_in_the_smooth_part():
+    def model():
+        weight = qx.sample("weight", dist.HalfNormal(1.0))
+        level = qx.sample("level", dist.Normal(0.0, 1.0))
+        qx.factor("sparse", -weight * jnp.abs(level), prox={"level": soft})
+
+    assert [term.kind for term in qx.compile(model).structure.composite.terms] == ["half-line"]
 
 
 def linear_gaussian(x, y):

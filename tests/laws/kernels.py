@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 import quincunx as qx
+from quincunx.engine.bregman import Geometry
 from quincunx.inference.estimators import Minibatch
 from quincunx.inference.minibatch import Batches
 
@@ -163,6 +164,45 @@ class NoEllipse(qx.EllipticalSlice):
 
     def correction(self, state, scale, angle, dim):
         return jnp.zeros_like(scale)
+
+
+class NoVolume(qx.BregmanLangevin):
+    """Broken: leaves out the log determinant of the Hessian, as if q were a density of the dual."""
+
+    name: ClassVar[str] = "test_no_volume"
+
+    def log_ratio(self, mirror, point, proposal, eps):
+        volumes = mirror.log_det(point.x) - mirror.log_det(proposal.x)
+        return super().log_ratio(mirror, point, proposal, eps) - volumes
+
+
+class TakenForNormal(qx.BregmanLangevin):
+    """Broken: q is taken to be normal, which it is not with the term of second order."""
+
+    name: ClassVar[str] = "test_taken_for_normal"
+
+    def log_ratio(self, mirror, point, proposal, eps):
+        plain = qx.BregmanLangevin(adjust=False)
+        return plain.log_ratio(mirror, point, proposal, eps)
+
+
+class Elsewhere(Geometry):
+    at: jax.Array
+
+    def step(self, x, xi, eps, *, second):
+        return super().step(self.at, xi, eps, second=second)
+
+
+class NoiseAtEnd(qx.BregmanLangevin):
+    """Broken: the noise has the covariance of the point that the drift leads to."""
+
+    name: ClassVar[str] = "test_noise_at_end"
+
+    def move(self, density, point, mirror, tuning, key):
+        here = mirror.dual(point.x)
+        y = here + point.drift
+        end = mirror.primal(jnp.where(mirror.reaches(y), y, here))
+        return super().move(density, point, Elsewhere(mirror.pieces, mirror.maps, end), tuning, key)
 
 
 class Unscaled(Batches):

@@ -18,6 +18,7 @@ from tests.laws.kernels import (
     NoDensityRatio,
     NoEllipse,
     NoJacobian,
+    NoVolume,
     RandomWalk,
     Unfrozen,
     WrongShrink,
@@ -39,6 +40,8 @@ KERNELS = {
     "sghmc": qx.SGHMC(batch_size=2),
     "sgnht": qx.SGNHT(batch_size=2),
     "structured_sgld": qx.StructuredSGLD(batch_size=2, history=50),
+    "bregman_langevin": qx.BregmanLangevin(),
+    "proximal_mala": qx.ProximalMALA(),
 }
 SHORT = {"num_warmup": 60, "num_samples": 40, "num_chains": 2, "progress": False}
 Y = np.array([0.3, 1.9, -0.4, 2.2, 1.1])
@@ -66,7 +69,7 @@ def test_every_registered_method_is_under_these_laws():
 
 
 def test_step_keeps_the_state_and_reports_the_core(kernel):
-    density = qx.compile(conjugate, {"y": Y})
+    density = kernel.target(qx.compile(conjugate, {"y": Y}))
 
     @eqx.filter_jit
     def run(density, key):
@@ -175,7 +178,7 @@ def skewed(dims=2):
 def invariance(kernel, steps=3):
     """Smallest p-value, over several statistics, that `steps` transitions keep the law."""
     bare, exact = skewed()
-    density = qx.compile(bare)
+    density = kernel.target(qx.compile(bare))
     moved, fresh = exact[:20_000], exact[20_000:]
 
     @eqx.filter_jit
@@ -220,6 +223,9 @@ INVARIANT = {
     "elliptical_slice_capped": qx.EllipticalSlice(max_shrinks=2),
     "hit_and_run_slice": qx.HitAndRunSlice(width=1.0),
     "hit_and_run_slice_narrow": qx.HitAndRunSlice(width=0.2, max_steps_out=3),
+    "bregman_langevin": qx.BregmanLangevin(step_size=0.3),
+    "bregman_langevin_hypentropy": qx.BregmanLangevin(geometry="hypentropy", step_size=0.3),
+    "proximal_mala": qx.ProximalMALA(step_size=0.3),
 }
 
 
@@ -235,6 +241,7 @@ BROKEN = [
     WrongShrink(width=1.0),
     Unfrozen(width=1.0),
     NoEllipse(),
+    NoVolume(geometry="hypentropy", step_size=0.3),
 ]
 
 

@@ -1,14 +1,15 @@
-r"""The bias report: how wrong a stochastic-gradient sampler is.
+r"""The bias report: how wrong a sampler is whose steps are not corrected.
 
 Chains that agree cannot show that they agree on the wrong law, so four other things are looked at.
 
 - *Step halving*. The chains go on from where they are with half the step size and twice the steps.
   With a bias b(eps) that grows as eps, b(eps) = 2 (m(eps) - m(eps / 2)) for means m, and alike
   for standard deviations: Richardson's estimate. Where the bias is of higher order that overstates
-  it. Both columns come with standard errors.
+  it. The smoothing of envelopes is halved with the step size. Both columns come with standard
+  errors.
 - *Gradient noise*. How much too large the noise of independent minibatches would make the variance
-  in the worst direction, from the gradients of single rows at draws. Visiting each block once an
-  epoch makes it smaller.
+  in the worst direction, from the gradients of single rows at draws; zero with whole gradients.
+  Visiting each block once an epoch makes it smaller.
 - *Virtual acceptance*. How often a Metropolis step with the full gradient and the same step size
   would be accepted. For Gaussian targets in d dimensions it is 2 Phi(-K / 2),
   K = sqrt(d) h^(3/2) / 4, with eps = h / 2, where eps / 2 is the relative error of variances; so
@@ -38,10 +39,12 @@ from scipy import stats
 
 from quincunx.engine.density import Density
 from quincunx.inference import minibatch
-from quincunx.inference.diagnostics.convergence import flatten
+from quincunx.inference.diagnostics.convergence import convergence, flatten
 from quincunx.inference.diagnostics.discrepancy import kernel_stein_discrepancy
 from quincunx.inference.diagnostics.verdict import Finding, Status, worst
 from quincunx.inference.estimators import ControlVariates
+from quincunx.inference.method import Discretised
+from quincunx.inference.mirror import MirrorKernel
 from quincunx.inference.noise import noise_of, row_errors, rows_used
 from quincunx.inference.session import Session
 from quincunx.inference.stochastic import State, StochasticKernel
@@ -70,15 +73,16 @@ def bias_report(session: Session, draws: Mapping[str, Any]) -> xr.Dataset:
     """The report as a dataset over parameters; single figures are its attributes.
 
     Args:
-        session: a run of a `StochasticKernel` that has ended.
+        session: a run of a `Discretised` kernel that has ended.
         draws: its draws by site, `(chain, draw, ...)`.
     """
     began = time.perf_counter()
     method, density = session.method, session.density
-    assert isinstance(method, StochasticKernel)
+    assert isinstance(method, Discretised)
     names, values = flatten(draws)
     count = int(np.clip(session.plan.num_samples, 2 * _SETTLING, _LONGEST))
-    halved, evaluations = session.branch(method.halved, count, _SETTLING)
+    settling = int(np.clip(5 * _slowest(values), _SETTLING, count))
+    halved, evaluations = session.branch(method.halved, count, settling)
     there = {name: halved[name] for name in draws}
     whole, half = _moments(values), _moments(flatten(there)[1])
     moving = whole.sd > 0
@@ -89,11 +93,22 @@ def bias_report(session: Session, draws: Mapping[str, Any]) -> xr.Dataset:
         "sd_bias": 2 * (whole.sd - half.sd) / sd,
         "sd_error": 2 * np.hypot(whole.sd_error, half.sd_error) / sd,
     }
-    figures, passes = _on_all_rows(session, method, density, draws)
+    if isinstance(method, MirrorKernel):
+        figures, passes = _virtually(session, method, density, draws)
+    else:
+        assert isinstance(method, StochasticKernel)
+        figures, passes = _on_all_rows(session, method, density, draws)
     figures["data_passes"] = passes + evaluations * method.passes(density)
     figures["seconds"] = time.perf_counter() - began
     data = {name: ("parameter", np.where(moving, column, 0.0)) for name, column in columns.items()}
     return xr.Dataset(data, coords={"parameter": names}, attrs=figures)
+
+
+def _slowest(values: np.ndarray) -> float:
+    """Draws that count for one, at the slowest parameter."""
+    found = convergence({"all": values}).ess_bulk
+    found = found[found > 0]
+    return values.shape[0] * values.shape[1] / float(found.min()) if found.size else 0.0
 
 
 def _moments(values: np.ndarray) -> _Moments:
@@ -126,21 +141,64 @@ def _on_all_rows(
         found = jax.device_get(_full(method, density, state.tuning, z, key))
         noise_bias, acceptance, scores = found
         ksd, level = kernel_stein_discrepancy(np.asarray(z), scores / method.temperature)
-    dim = z.shape[1]
-    tail = float(np.clip(acceptance, 1e-12, 1.0))
-    k = -2 * stats.norm.ppf(tail / 2)
     figures = {
         "step_size": float(state.tuning.step_size),
         "steps": int(state.tuning.steps),
         "noise_bias": float(noise_bias),
         "acceptance": float(acceptance),
-        "acceptance_bias": float((16 * k**2 / dim) ** (1 / 3) / 4),
+        "acceptance_bias": _variance_error(float(acceptance), z.shape[1]),
         "ksd": ksd,
         "ksd_of_exact_draws": level,
     }
     rows = method.batches(density).rows
     passes = len(z) + min(_PROPOSALS, len(z)) + 2 * _NOISY * rows_used(density, rows) / rows
     return figures, passes
+
+
+def _virtually(
+    session: Session, method: MirrorKernel, density: Density, draws: Mapping[str, Any]
+) -> tuple[dict[str, float], float]:
+    """Figures of a sampler with whole gradients, and how many it took to find them."""
+    free = density.unconstrained
+    z = _positions(free, draws, _DRAWS)
+    scores = jax.device_get(_scores(free, z))
+    with np.errstate(all="ignore"):
+        ksd, level = kernel_stein_discrepancy(np.asarray(z), scores)
+    x = _positions(density, draws, _PROPOSALS)
+    state = session.groups[0].carry.state
+    found = _accepted(method, density, state, x, jax.random.fold_in(session.key, 3))
+    acceptance, step_size, steps = (float(value) for value in jax.device_get(found))
+    figures = {
+        "step_size": step_size,
+        "steps": int(steps),
+        "noise_bias": 0.0,
+        "acceptance": acceptance,
+        "acceptance_bias": _variance_error(acceptance, x.shape[1]),
+        "ksd": ksd,
+        "ksd_of_exact_draws": level,
+    }
+    return figures, len(z) + len(x) * (steps + 1)
+
+
+@eqx.filter_jit
+def _scores(density: Density, z: Array) -> Array:
+    return jax.lax.map(jax.grad(density.log_density), z)
+
+
+@eqx.filter_jit
+def _accepted(
+    method: MirrorKernel, density: Density, state: Any, x: Array, key: Array
+) -> tuple[Array, Array, Array]:
+    """Mean acceptance of a Metropolis step at positions, step size, and steps of a transition."""
+    one = jax.vmap(lambda x, key: method.step(density, method.at(density, x, state), key)[1])
+    info = one(x, jax.random.split(key, len(x)))
+    return jnp.mean(info.acceptance), info.step_size[0], info.extra["n_steps"][0]
+
+
+def _variance_error(acceptance: float, dim: int) -> float:
+    """The relative error of variances that an acceptance stands for."""
+    k = -2 * stats.norm.ppf(float(np.clip(acceptance, 1e-12, 1.0)) / 2)
+    return float((16 * k**2 / dim) ** (1 / 3) / 4)
 
 
 def _positions(density: Density, draws: Mapping[str, Any], most: int) -> Array:

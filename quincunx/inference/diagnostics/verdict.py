@@ -12,6 +12,7 @@ from quincunx.inference.method import Kind
 
 Status = Literal["ok", "suspect", "failed"]
 _ORDER: tuple[Status, ...] = ("ok", "suspect", "failed")
+_OVERFLOW = 0.05  # share of the steps
 _STYLE = {"ok": "green", "suspect": "yellow", "failed": "red"}
 
 
@@ -147,6 +148,16 @@ def _slicing(stats: Mapping[str, np.ndarray]) -> list[Finding]:
     return [Finding("failed", reason, advice)]
 
 
+def _mirrored(stats: Mapping[str, np.ndarray]) -> list[Finding]:
+    overflow = stats.get("dual_overflow")
+    if overflow is None or not np.mean(overflow) > _OVERFLOW:
+        return []
+    share = 100 * float(np.mean(overflow))
+    reason = f"In {share:.2g} % of the steps the dual point had no position that can be computed."
+    advice = "Use a smaller `step_size`, or a `geometry` whose dual is the whole line ('barrier')."
+    return [Finding("suspect", reason, advice)]
+
+
 def judge(
     found: Convergence,
     stats: Mapping[str, np.ndarray],
@@ -172,7 +183,7 @@ def judge(
         advice = "Let the run get beyond its warm-up."
         return Verdict.of([Finding("failed", "There are no draws yet.", advice)], outcome)
     findings = _movement(found, free) + _mixing(found, free, chains)
-    findings += _hamiltonian(stats, diverged, kind) + _slicing(stats)
+    findings += _hamiltonian(stats, diverged, kind) + _slicing(stats) + _mirrored(stats)
     if not np.isfinite(stats["lp"]).all():
         reason = "The log density was not finite at some draws."
         findings.append(Finding("failed", reason, "Look for NaN in the model's terms."))

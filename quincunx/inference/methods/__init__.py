@@ -1,9 +1,11 @@
 """One method per file."""
 
+from quincunx.inference.methods.bregman_langevin import BregmanLangevin as BregmanLangevin
 from quincunx.inference.methods.elliptical_slice import EllipticalSlice as EllipticalSlice
 from quincunx.inference.methods.hit_and_run_slice import HitAndRunSlice as HitAndRunSlice
 from quincunx.inference.methods.nuts import NUTS as NUTS
 from quincunx.inference.methods.polar_slice import PolarSlice as PolarSlice
+from quincunx.inference.methods.proximal_mala import ProximalMALA as ProximalMALA
 from quincunx.inference.methods.sghmc import SGHMC as SGHMC
 from quincunx.inference.methods.sgld import SGLD as SGLD
 from quincunx.inference.methods.sgnht import SGNHT as SGNHT

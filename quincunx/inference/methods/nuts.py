@@ -21,10 +21,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from blackjax.adaptation.metric_recipes import MetricCore, lookup_recipe
-from blackjax.adaptation.staged_adaptation import build_schedule
-from blackjax.adaptation.step_size import DualAveragingAdaptationState, dual_averaging_adaptation
+from blackjax.adaptation.step_size import DualAveragingAdaptationState
 from blackjax.mcmc import hmc, nuts
 from jaxtyping import Array, PyTree
 
@@ -32,6 +30,7 @@ from quincunx.engine.density import Density
 from quincunx.engine.errors import MethodError
 from quincunx.inference.method import Info, Kernel, Kind, Pool, lacks_gradient, one_of, positive
 from quincunx.inference.registry import register
+from quincunx.inference.windows import Stage, averaging, choose, windows
 
 _RECIPES = {"diag": "welford_diag", "dense": "welford_dense", "low_rank": "fisher_low_rank"}
 _LOW_RANK_BUFFER = 256
@@ -51,20 +50,6 @@ class State(NamedTuple):
     step_size: Array
     averaging: DualAveragingAdaptationState
     metric: PyTree
-
-
-class Stage(NamedTuple):
-    """What a warm-up step does.
-
-    Attributes:
-        learning: whether the draw enters the mass matrix's estimate.
-        window_end: whether the estimate is put to use.
-        last: whether warm-up ends, so that the averaged step size is frozen.
-    """
-
-    learning: Any
-    window_end: Any
-    last: Any
 
 
 @register
@@ -110,7 +95,7 @@ class NUTS(Kernel):
     def init(self, density: Density, position: Array, key: Array) -> State:
         """The state at a position: unit mass matrix, first step size."""
         del key
-        start, _, _ = _averaging(self.target_accept)
+        start, _, _ = averaging(self.target_accept)
         step_size = jnp.asarray(self.step_size, position.dtype)
         metric = _metric(self.mass_matrix).init(density.dim)
         return State(
@@ -155,50 +140,32 @@ class NUTS(Kernel):
 
     def stages(self, num_warmup: int) -> Stage:
         """Stan's: step size only, then windows of doubling length, then step size only."""
-        last = np.arange(num_warmup) == num_warmup - 1
-        if not num_warmup:
-            return Stage(last, last, last)
-        labels = np.asarray(build_schedule(num_warmup))
-        return Stage(labels[:, 0].astype(bool), labels[:, 1].astype(bool), last)
+        return windows(num_warmup)
 
     def adapt(
         self, density: Density, states: State, infos: Info, stage: Stage, pool: Pool
     ) -> State:
         """Dual averaging of the step size; mass matrix in the slow windows."""
         del density, pool
-        start, update, final = _averaging(self.target_accept)
+        start, update, final = averaging(self.target_accept)
         core = _metric(self.mass_matrix)
         acceptance = jnp.where(jnp.isfinite(infos.acceptance), infos.acceptance, 0.0)
-        averaging = jax.vmap(update)(states.averaging, acceptance)
+        averaged = jax.vmap(update)(states.averaging, acceptance)
 
         def learn(metric: PyTree) -> PyTree:
             chain = states.chain
             return jax.vmap(core.update)(metric, chain.position, chain.logdensity_grad)
 
         def renew(pair: tuple) -> tuple:
-            metric, averaging = pair
-            return jax.vmap(core.final)(metric), jax.vmap(lambda s: start(final(s)))(averaging)
+            metric, averaged = pair
+            return jax.vmap(core.final)(metric), jax.vmap(lambda s: start(final(s)))(averaged)
 
-        metric = _choose(stage.learning, learn, states.metric)
-        metric, averaging = _choose(stage.window_end, renew, (metric, averaging))
+        metric = choose(stage.learning, learn, states.metric)
+        metric, averaged = choose(stage.window_end, renew, (metric, averaged))
         step_size = jnp.where(
-            stage.last, jax.vmap(final)(averaging), jnp.exp(averaging.log_step_size)
+            stage.last, jax.vmap(final)(averaged), jnp.exp(averaged.log_step_size)
         )
-        return State(states.chain, step_size, averaging, metric)
-
-
-def _choose(condition: Any, change: Any, value: PyTree) -> PyTree:
-    """Apply `change` where `condition` holds, keeping every dtype."""
-
-    def changed(value: PyTree) -> PyTree:
-        return jax.tree.map(lambda a, b: jnp.asarray(a, b.dtype), change(value), value)
-
-    return jax.lax.cond(condition, changed, lambda value: value, value)
-
-
-@functools.cache
-def _averaging(target_accept: float) -> tuple:
-    return dual_averaging_adaptation(target_accept)
+        return State(states.chain, step_size, averaged, metric)
 
 
 @functools.cache
