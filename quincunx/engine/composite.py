@@ -252,8 +252,7 @@ def _alone(program: Program) -> dict[str, bool]:
         trace = tracing.at_point(program.model, program.signature.rebuild(leaves), given)
         return {site.name: tracing.scaled_sum(trace[site.name]) for site in factors}
 
-    arrays = [array for array in program.signature.arrays if array is not None]
-    leaves = [jax.ShapeDtypeStruct(*array) for array in arrays]
+    leaves = program.signature.specs()
     values = {site.name: jax.ShapeDtypeStruct(site.shape, site.dtype) for site in program.latents}
     found, plates = influences(values_of, leaves, values), {p.name for p in program.data_plates}
     return {

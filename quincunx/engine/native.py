@@ -83,8 +83,7 @@ def _moving(program: Program) -> set[str]:
         found = _bounds(program, leaves, tracing.given(values))
         return {name: jnp.sum(jnp.asarray(found[name][0]) + found[name][1]) for name in found}
 
-    arrays = [array for array in program.signature.arrays if array is not None]
-    leaves = [jax.ShapeDtypeStruct(*array) for array in arrays]
+    leaves = program.signature.specs()
     values = {site.name: jax.ShapeDtypeStruct(site.shape, site.dtype) for site in program.latents}
     found = influences(ends, leaves, values)
     return {name for name, by in found.items() if by and max(by) >= len(leaves)}

@@ -161,7 +161,7 @@ def _virtually(
     """Figures of a sampler with whole gradients, and how many it took to find them."""
     free = density.unconstrained
     z = _positions(free, draws, _DRAWS)
-    scores = jax.device_get(_scores(free, z))
+    scores = jax.device_get(_scores(free, z)[1])
     with np.errstate(all="ignore"):
         ksd, level = kernel_stein_discrepancy(np.asarray(z), scores)
     x = _positions(density, draws, _PROPOSALS)
@@ -178,11 +178,6 @@ def _virtually(
         "ksd_of_exact_draws": level,
     }
     return figures, len(z) + len(x) * (steps + 1)
-
-
-@eqx.filter_jit
-def _scores(density: Density, z: Array) -> Array:
-    return jax.lax.map(jax.grad(density.log_density), z)
 
 
 @eqx.filter_jit
@@ -240,6 +235,7 @@ def _full(
     return _noise_bias(method, density, tuning, z, keys[1]), acceptance, scores
 
 
+@eqx.filter_jit
 def _scores(density: Density, z: Array) -> tuple[Array, Array]:
     """Log density and its gradient at positions; rows on disk are read once for all of them."""
     score = jax.value_and_grad(density.log_density)
