@@ -42,6 +42,7 @@ from quincunx.inference import Until as Until
 from quincunx.inference import applicable as applicable
 from quincunx.inference import infer as infer
 from quincunx.inference import load as load
+from quincunx.inference import mesh as mesh
 from quincunx.inference import methods as methods
 from quincunx.inference import register as register
 

@@ -2,6 +2,7 @@
 
 from quincunx.inference.checkpoint import Checkpoint as Checkpoint
 from quincunx.inference.checkpoint import CheckpointError as CheckpointError
+from quincunx.inference.distributed.mesh import mesh as mesh
 from quincunx.inference.fit import Fit as Fit
 from quincunx.inference.fit import load as load
 from quincunx.inference.handle import Run as Run

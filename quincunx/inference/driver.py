@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, PyTree
 
+from quincunx.engine import sharding
 from quincunx.engine.density import Density
 from quincunx.inference.method import Info, Kernel, Machine, Pool
 
@@ -100,15 +101,15 @@ def axes_of(method: Kernel, state: PyTree) -> PyTree:
     return jax.tree.broadcast(axes, state)
 
 
-def placement(method: Kernel, carry: Carry) -> Carry:
-    """For each leaf of a carry how it lies on a mesh of chains."""
+def placement(method: Kernel) -> Carry:
+    """How the parts of a carry lie on a mesh."""
+    chains = PartitionSpec("chains")
 
-    def spec(axis: int) -> PartitionSpec:
-        return PartitionSpec() if axis == SHARED else PartitionSpec("chains")
+    def spec(axis: Any) -> PartitionSpec:
+        return PartitionSpec() if axis is None else chains
 
-    chains = jax.tree.map(lambda _: PartitionSpec("chains"), carry)
-    state = jax.tree.map(spec, axes_of(method, carry.state))
-    return eqx.tree_at(lambda carry: carry.state, chains, state)
+    state = jax.tree.map(spec, method.state_axes, is_leaf=_absent)
+    return Carry(state, *(chains,) * 4)  # pyright: ignore[reportArgumentType]
 
 
 def _absent(leaf: Any) -> bool:
@@ -403,7 +404,7 @@ def advance(
         capacity: how many draws the chunk may hold.
         free: whether each chain goes from transition to transition by itself; a `Machine` only,
             and not in warm-up.
-        mesh: the devices, along an axis named `chains`.
+        mesh: the devices, along axes named as in `distributed/mesh.py`.
         density: the target.
         keys: one for each chain.
         carry: where the chains are.
@@ -415,17 +416,32 @@ def advance(
         run = functools.partial(_advance, method, capacity, free, lambda array: array)
         return run(density, keys, carry, schedule, limits, key)
     pool = functools.partial(jax.lax.psum, axis_name="chains")
-    run = functools.partial(_advance, method, capacity, free, pool)
     everywhere, chains = PartitionSpec(), PartitionSpec("chains")
-    lies = placement(method, carry)
+    lies = placement(method)
+
+    def part(density: Density, *rest: Any) -> tuple[Carry, Block]:
+        return _advance(method, capacity, free, pool, own_rows(density), *rest)
+
     run = jax.shard_map(
-        run,
+        part,
         mesh=mesh,
-        in_specs=(everywhere, chains, lies, everywhere, everywhere, everywhere),
+        in_specs=(density_specs(density), chains, lies, everywhere, everywhere, everywhere),
         out_specs=(lies, chains),
         check_vma=False,
     )
     return run(density, keys, carry, schedule, limits, key)
+
+
+def density_specs(density: Density) -> Any:
+    """How a density lies on a mesh: rows along the axis that they were cut for."""
+    if density.shard is None:
+        return PartitionSpec()
+    return sharding.axes(density, PartitionSpec(density.shard.axis), PartitionSpec())
+
+
+def own_rows(density: Density) -> Density:
+    """The density with the rows of one device of a mesh, inside `shard_map`."""
+    return density if density.shard is None else sharding.local(density)
 
 
 def buffer_length(density: Density, chains: int, longest: int) -> int:

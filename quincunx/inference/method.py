@@ -127,10 +127,13 @@ class Kernel(Method):
             it of nothing but what is shared.
         in_turn: whether a processor had better step one chain after the other, because a step is a
             loop over parts of the data that differ between chains.
+        sums_rows: whether steps use the rows through the density's log likelihood of all of them
+            alone, so that devices may have parts of them.
     """
 
     state_axes: ClassVar[Any] = 0
     in_turn: ClassVar[bool] = False
+    sums_rows: ClassVar[bool] = True
 
     @abc.abstractmethod
     def init(self, density: Density, position: Array, key: Array) -> PyTree:

@@ -16,10 +16,11 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, PyTree
 
 from quincunx.engine.density import Density
+from quincunx.inference.distributed.mesh import on_host, place
 from quincunx.inference.driver import TOTALS, Block, Carry, Limits, advance, buffer_length
 from quincunx.inference.method import Kernel, Machine, Preparation
 from quincunx.inference.sinks import Sink
@@ -123,6 +124,7 @@ class Session:
     Attributes:
         method: the kernel.
         density: the target.
+        target: the density as the devices have it.
         plan: how far the chains go and what is kept.
         groups: the chains, in groups that run together; the one that is behind runs next.
         sink: where draws go.
@@ -147,6 +149,8 @@ class Session:
         key: Array,
         layout: str,
         preparation: Preparation,
+        *,
+        target: Density | None = None,
     ) -> None:
         self.method = method
         self.density = density
@@ -157,6 +161,7 @@ class Session:
         self.key = key
         self.layout = layout
         self.preparation = preparation
+        self.target = density if target is None else target
         self.outcome: str | None = None
         self.free: bool | None = None
         self.compile_seconds = 0.0
@@ -170,7 +175,8 @@ class Session:
             for group in self.groups
         ]
         settings = (self.method, self.density, self.plan, groups, self.mesh, self.sink.copy())
-        session = Session(*settings, self.key, self.layout, self.preparation)
+        more = (self.key, self.layout, self.preparation)
+        session = Session(*settings, *more, target=self.target)
         session.compile_seconds = self.compile_seconds
         session.sample_seconds = self.sample_seconds
         session.free = self.free
@@ -189,6 +195,10 @@ class Session:
     @functools.cached_property
     def _schedule(self) -> PyTree:
         return jax.tree.map(np.asarray, self.method.stages(self.plan.num_warmup))
+
+    @functools.cached_property
+    def _run_key(self) -> Array:
+        return self.key if self.mesh is None else place(self.key, PartitionSpec(), self.mesh)
 
     @property
     def _capacity(self) -> int:
@@ -216,10 +226,10 @@ class Session:
             for kind in _PHASES:  # so that every phase has its names and shapes
                 self._store(kind, index, block, 0)
         group.carry = carry
-        for name, total in jax.device_get(block.totals).items():
+        for name, total in on_host(block.totals).items():
             group.totals[phase][name] += total
         kept = _kept(limits)
-        group.step_size = float(np.mean(jax.device_get(block.step_size)))
+        group.step_size = float(np.mean(on_host(block.step_size)))
         group.done = int(limits.stop)
         if kept:
             self._store(phase, index, block, kept)
@@ -251,7 +261,7 @@ class Session:
                 stop = min(start + self._capacity, settling + count)
                 limits = Limits(*np.asarray((start, stop, 0, settling, 1), np.int32))
                 aside.carry, block = self._call(aside, limits, free=False)
-                block, kept = jax.device_get(block), _kept(limits)
+                block, kept = on_host(block), _kept(limits)
                 parts.append({name: values[:, :kept] for name, values in block.draws.items()})
                 evaluations += int(block.totals["evaluations"].sum())
             chains.append(jax.tree.map(lambda *part: np.concatenate(part, axis=1), *parts))
@@ -294,7 +304,7 @@ class Session:
 
     def _store(self, phase: str, index: int, block: Block, kept: int) -> None:
         cut = itemgetter((slice(None), slice(kept)))
-        draws, stats = jax.tree.map(cut, jax.device_get((block.draws, block.stats)))
+        draws, stats = jax.tree.map(cut, on_host((block.draws, block.stats)))
         self.sink.append(phase, index, draws, stats)
 
     def _choose(self, group: Group) -> bool:
@@ -303,7 +313,10 @@ class Session:
         Free chains take a program of their own. It is not compiled where less time is left than
         that would take.
         """
-        method, chains = self.method, group.size // (1 if self.mesh is None else self.mesh.size)
+        method, chains = (
+            self.method,
+            group.size // (1 if self.mesh is None else self.mesh.shape["chains"]),
+        )
         if not isinstance(method, Machine) or chains == 1:
             return False
         if method.execution != "auto":
@@ -331,12 +344,12 @@ class Session:
             self._capacity,
             free,
             self.mesh,
-            self.density,
+            self.target,
             group.keys,
             group.carry,
             window,
             limits,
-            self.key,
+            self._run_key,
         )
 
     def _limits(self, done: int) -> tuple[Limits, str]:

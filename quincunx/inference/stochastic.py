@@ -109,6 +109,7 @@ class StochasticKernel(Kernel):
 
     kind: ClassVar[Kind] = Kind.BIASED
     in_turn: ClassVar[bool] = True
+    sums_rows: ClassVar[bool] = False
     independent: ClassVar[bool] = False  # whether minibatches must be
     state_axes: ClassVar[Any] = State._make((0, 0, 0, 0, None))
 

@@ -1,0 +1,1 @@
+"""Meshes, collectives, launching processes."""
