@@ -17,12 +17,14 @@ from quincunx.engine import model as model
 from quincunx.engine import on_disk as on_disk
 from quincunx.engine import plate as plate
 from quincunx.engine import sample as sample
+from quincunx.inference import ADMM as ADMM
 from quincunx.inference import NUTS as NUTS
 from quincunx.inference import SGHMC as SGHMC
 from quincunx.inference import SGLD as SGLD
 from quincunx.inference import SGNHT as SGNHT
 from quincunx.inference import Checkpoint as Checkpoint
 from quincunx.inference import CheckpointError as CheckpointError
+from quincunx.inference import DecentralizedSGLD as DecentralizedSGLD
 from quincunx.inference import EllipticalSlice as EllipticalSlice
 from quincunx.inference import Fit as Fit
 from quincunx.inference import HitAndRunSlice as HitAndRunSlice

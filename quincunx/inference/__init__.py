@@ -12,10 +12,12 @@ from quincunx.inference.method import Kernel as Kernel
 from quincunx.inference.method import Kind as Kind
 from quincunx.inference.method import Machine as Machine
 from quincunx.inference.method import Method as Method
+from quincunx.inference.methods import ADMM as ADMM
 from quincunx.inference.methods import NUTS as NUTS
 from quincunx.inference.methods import SGHMC as SGHMC
 from quincunx.inference.methods import SGLD as SGLD
 from quincunx.inference.methods import SGNHT as SGNHT
+from quincunx.inference.methods import DecentralizedSGLD as DecentralizedSGLD
 from quincunx.inference.methods import EllipticalSlice as EllipticalSlice
 from quincunx.inference.methods import HitAndRunSlice as HitAndRunSlice
 from quincunx.inference.methods import PolarSlice as PolarSlice

@@ -22,6 +22,7 @@ from quincunx.inference import registry
 from quincunx.inference.checkpoint import Checkpoint
 from quincunx.inference.distributed.mesh import mesh as make_mesh
 from quincunx.inference.distributed.mesh import on_host, place, with_all_axes
+from quincunx.inference.distributed.network import Networked, check_agents
 from quincunx.inference.driver import density_specs
 from quincunx.inference.fit import Fit
 from quincunx.inference.handle import Run
@@ -172,7 +173,7 @@ def infer(
     title = f"{method.name} on {density.program.name}"
     shown = progress if blocking or callable(progress) else False
     with reporting(title, progress=shown) as report:
-        prepared = method.prepare(density, key)
+        prepared = method.prepare(target, key, mesh=on)
         groups = _groups(method, target, key, layout, on, init, prepared.value)
         sink = _sink(store, groups, density, plan)
         label = chain_method if mesh is None else "parallel"
@@ -275,10 +276,17 @@ def _layout(
 
 def _spread_rows(method: Kernel, density: Density, mesh: Mesh | None, key: Array) -> Density:
     """The density as the devices have it: with its rows spread over them, if they are to be."""
+    parted = method.share_out(density)
+    if isinstance(method, Networked):
+        check_separable(density, method.count, key)
+        check_agents(method, mesh)
+    elif mesh is not None and mesh.shape["agents"] > 1:
+        message = f"`{type(method).__name__}` has no agents, and `mesh` has an axis of them. "
+        raise MethodError(message + "Write `mesh(chains=..., data=...)`.")
     if mesh is None:
-        return density
+        return parted
     if mesh.shape["data"] == 1:
-        return place(density, density_specs(density), mesh)
+        return place(parted, density_specs(parted), mesh)
     if not method.sums_rows:
         message = f"`{type(method).__name__}` takes minibatches of the rows, which are not spread "
         raise MethodError(message + "over devices: leave `data` out of the mesh and keep `chains`.")

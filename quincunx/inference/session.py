@@ -25,6 +25,7 @@ from quincunx.inference.driver import TOTALS, Block, Carry, Limits, advance, buf
 from quincunx.inference.method import Kernel, Machine, Preparation
 from quincunx.inference.sinks import Sink
 
+AGENT = "agent_"  # begins the names of what agents have among the statistics
 _NEVER = np.iinfo(np.int32).max // 2
 _PHASES = ("warmup", "posterior")
 _BRANCH = 2**31 - 1  # no transition has this number
@@ -203,7 +204,9 @@ class Session:
     @property
     def _capacity(self) -> int:
         longest = max(self.plan.num_warmup, self.plan.num_samples)
-        return buffer_length(self.density, self.groups[0].size, longest)
+        shard = self.target.shard
+        agents = 0 if shard is None or shard.axis is not None else shard.parts
+        return buffer_length(self.density, self.groups[0].size * (1 + agents), longest)
 
     def build(self) -> None:
         """Compile the chunk, by running one of no length."""
@@ -304,7 +307,9 @@ class Session:
 
     def _store(self, phase: str, index: int, block: Block, kept: int) -> None:
         cut = itemgetter((slice(None), slice(kept)))
-        draws, stats = jax.tree.map(cut, on_host((block.draws, block.stats)))
+        found = on_host((block.draws, block.stats, block.agents))
+        draws, stats, agents = jax.tree.map(cut, found)
+        stats |= {f"{AGENT}{name}": values for name, values in agents.items()}
         self.sink.append(phase, index, draws, stats)
 
     def _choose(self, group: Group) -> bool:

@@ -1,5 +1,7 @@
 """One method per file."""
 
+from quincunx.inference.methods.admm import ADMM as ADMM
+from quincunx.inference.methods.decentralized_sgld import DecentralizedSGLD as DecentralizedSGLD
 from quincunx.inference.methods.elliptical_slice import EllipticalSlice as EllipticalSlice
 from quincunx.inference.methods.hit_and_run_slice import HitAndRunSlice as HitAndRunSlice
 from quincunx.inference.methods.nuts import NUTS as NUTS
