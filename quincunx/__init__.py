@@ -24,8 +24,10 @@ from quincunx.inference import SGLD as SGLD
 from quincunx.inference import SGNHT as SGNHT
 from quincunx.inference import Checkpoint as Checkpoint
 from quincunx.inference import CheckpointError as CheckpointError
+from quincunx.inference import Consensus as Consensus
 from quincunx.inference import DecentralizedSGLD as DecentralizedSGLD
 from quincunx.inference import EllipticalSlice as EllipticalSlice
+from quincunx.inference import FederatedSGLD as FederatedSGLD
 from quincunx.inference import Fit as Fit
 from quincunx.inference import HitAndRunSlice as HitAndRunSlice
 from quincunx.inference import Info as Info

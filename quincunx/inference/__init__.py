@@ -17,8 +17,10 @@ from quincunx.inference.methods import NUTS as NUTS
 from quincunx.inference.methods import SGHMC as SGHMC
 from quincunx.inference.methods import SGLD as SGLD
 from quincunx.inference.methods import SGNHT as SGNHT
+from quincunx.inference.methods import Consensus as Consensus
 from quincunx.inference.methods import DecentralizedSGLD as DecentralizedSGLD
 from quincunx.inference.methods import EllipticalSlice as EllipticalSlice
+from quincunx.inference.methods import FederatedSGLD as FederatedSGLD
 from quincunx.inference.methods import HitAndRunSlice as HitAndRunSlice
 from quincunx.inference.methods import PolarSlice as PolarSlice
 from quincunx.inference.methods import StructuredSGLD as StructuredSGLD

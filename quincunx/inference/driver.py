@@ -117,6 +117,13 @@ def placement(method: Kernel) -> Carry:
     return Carry(state, *(chains,) * 4)  # pyright: ignore[reportArgumentType]
 
 
+def prepared_specs(method: Kernel) -> Any:
+    """How what a method prepared lies on a mesh."""
+    return jax.tree.map(
+        lambda party: PartitionSpec("agents") if party else PartitionSpec(), method.prepared_for
+    )
+
+
 def _absent(leaf: Any) -> bool:
     return leaf is None
 

@@ -147,6 +147,7 @@ class Kernel(Method):
         in_turn: whether a processor had better step one chain after the other, because a step is a
             loop over parts of the data that differ between chains.
         parties: which parts of the state have, after the axis over chains, one over agents.
+        prepared_for: which parts of what is prepared have a leading axis over agents.
         sums_rows: whether steps use the rows through the density's log likelihood of all of them
             alone, so that devices may have parts of them.
     """
@@ -154,6 +155,7 @@ class Kernel(Method):
     state_axes: ClassVar[Any] = 0
     in_turn: ClassVar[bool] = False
     parties: ClassVar[Any] = False
+    prepared_for: ClassVar[Any] = False
     sums_rows: ClassVar[bool] = True
 
     @abc.abstractmethod

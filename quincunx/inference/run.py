@@ -23,7 +23,7 @@ from quincunx.inference.checkpoint import Checkpoint
 from quincunx.inference.distributed.mesh import mesh as make_mesh
 from quincunx.inference.distributed.mesh import on_host, place, with_all_axes
 from quincunx.inference.distributed.network import Networked, check_agents
-from quincunx.inference.driver import density_specs
+from quincunx.inference.driver import density_specs, prepared_specs
 from quincunx.inference.fit import Fit
 from quincunx.inference.handle import Run
 from quincunx.inference.job import Job
@@ -206,7 +206,7 @@ def _groups(
         given_here: Any = (key, chains, chosen, prepared)
         if mesh is not None:
             along, everywhere = PartitionSpec("chains"), PartitionSpec()
-            given_here = place(given_here, (everywhere, along, along, everywhere), mesh)
+            given_here = place(given_here, (everywhere, along, along, prepared_specs(method)), mesh)
         carry, keys, found, positions = begin(method, strategy, density, *given_here, mesh=mesh)
         check_start(density, *on_host((found, positions)))
         groups.append(Group(keys, carry))

@@ -23,6 +23,7 @@ from quincunx.inference.driver import (
     density_specs,
     own_rows,
     placement,
+    prepared_specs,
 )
 from quincunx.inference.method import Kernel
 
@@ -101,7 +102,7 @@ def begin(
     run = jax.shard_map(
         run,
         mesh=mesh,
-        in_specs=(density_specs(density), everywhere, along, along, everywhere),
+        in_specs=(density_specs(density), everywhere, along, along, prepared_specs(method)),
         out_specs=(placement(method), along, along, along),
         check_vma=False,
     )

@@ -78,6 +78,37 @@ with pytest.raises(qx.MethodError, match="Unknown axis 'rows'"):
 """
 
 
+AGENTS = """
+import jax, numpy as np, pytest
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+import quincunx as qx
+from tests.laws.networks import data_of, regression
+
+short = dict(num_warmup=12, num_samples=12, progress=False, num_chains=2)
+for method in (
+    qx.ADMM(agents=(90, 30, 50, 30), graph="ring", steps=4),
+    qx.DecentralizedSGLD(agents=4, steps=4),
+    qx.FederatedSGLD(agents=4, steps=2),
+    qx.Consensus(agents=4),
+):
+    alone = qx.infer(regression, data_of(4), method, **short)
+    spread = qx.infer(regression, data_of(4), method, mesh=qx.mesh(agents=4), **short)
+    np.testing.assert_array_equal(alone.posterior["theta"], spread.posterior["theta"])
+    np.testing.assert_array_equal(alone.agents["theta"], spread.agents["theta"])
+    agents = spread._session.groups[0].carry.state.agents
+    for leaf in jax.tree.leaves(agents):  # each device has its agent alone
+        assert leaf.sharding.shard_shape(leaf.shape)[:2] == (2, 1)
+    assert alone.costs["bytes"] == spread.costs["bytes"]
+with pytest.raises(qx.MethodError, match="`mesh` has 2 devices for agents and `ADMM` has 4"):
+    qx.infer(regression, data_of(4), qx.ADMM(agents=4), mesh=qx.mesh(agents=2), **short)
+with pytest.raises(qx.MethodError, match="has its rows with its agents"):
+    qx.infer(regression, data_of(4), qx.ADMM(agents=4), mesh=qx.mesh(data=2), **short)
+with pytest.raises(qx.MethodError, match="`NUTS` has no agents"):
+    qx.infer(regression, data_of(4), mesh=qx.mesh(agents=2), **short)
+"""
+
+
 def in_four_devices(code):
     flags = "--xla_force_host_platform_device_count=4"
     environment = {**os.environ, "XLA_FLAGS": flags}
@@ -93,3 +124,7 @@ def test_parallel_chains_are_the_vectorized_ones():
 
 def test_rows_on_several_devices_are_those_on_one():
     in_four_devices(ROWS)
+
+
+def test_agents_on_their_own_devices_are_those_on_one():
+    in_four_devices(AGENTS)

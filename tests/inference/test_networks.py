@@ -67,8 +67,8 @@ def test_admm_reports():
     assert fit.kind is qx.Kind.BIASED
     assert fit.convergence.ess_bulk.max() < 1.5 * 4 * 1000  # chains are networks, not agents
     steps = int(fit.tree["sample_stats"]["n_steps"].values[0, 0])
-    assert fit.costs["rounds"] == 50 + 1050 * (2 * steps + 2)
-    assert fit.costs["bytes"] == 8 * (50 * 4 * 7 + 4200 * (steps * 8 * 2 + 4 * 6))
+    assert fit.costs["rounds"] == 50 + 1050 * (2 * steps + 4)
+    assert fit.costs["bytes"] == 8 * 50 * 4 * 7 + 4200 * (8 * steps * 8 * 2 + 4 * (8 * 4 + 8))
 
 
 def test_what_networks_refuse():

@@ -10,6 +10,7 @@ import quincunx as qx
 import quincunx.distributions as dist
 from quincunx.inference.distributed.graph import graph_of
 from quincunx.inference.distributed.network import Tuning
+from quincunx.inference.distributed.survey import Survey
 
 NOISE, PRIOR, ROWS, DIM = 4.0, 10.0, 50, 2
 
@@ -129,6 +130,31 @@ def gossip_law(count, graph, eta, tracking, noise):
     return mean[:size], covariance[:size, :size]
 
 
+def federated_law(count, eps, local_steps, surrogate):
+    """Mean and covariance of a walker, as it leaves an agent; agents are visited at random."""
+    H, b = quadratics(count)
+    one, noise = np.eye(DIM), 2 * eps * np.eye(DIM)
+    maps = []
+    for agent in range(count):
+        drift, pull = (count * H[agent], count * b[agent])
+        if surrogate:
+            drift, pull = H.sum(0), b.sum(0)
+        step, shift = one - eps * drift, eps * pull
+        A, c, Q = one, np.zeros(DIM), np.zeros((DIM, DIM))
+        for _ in range(local_steps):
+            A, c, Q = step @ A, step @ c + shift, step @ Q @ step.T + noise
+        maps.append((A, c, Q))
+    mean, second = posterior(count)[0], np.zeros((DIM, DIM))
+    for _ in range(5000):
+        parts = [
+            A @ second @ A.T + np.outer(A @ mean, c) + np.outer(c, A @ mean) + np.outer(c, c) + Q
+            for A, c, Q in maps
+        ]
+        second = np.mean(parts, axis=0)
+        mean = np.mean([A @ mean + c for A, c, _ in maps], axis=0)
+    return mean, second - np.outer(mean, mean)
+
+
 def of_mean(law, count):
     """The law of the network mean."""
     average = np.kron(np.ones((1, count)) / count, np.eye(DIM))
@@ -153,6 +179,9 @@ def _simulate(method, parts, size, start, chains, burn, draws, seed):
     tuning = Tuning(jnp.asarray(method.steps, jnp.int32), size, start, jnp.eye(DIM))
     keys = jax.random.split(jax.random.key(seed), chains)
     first = jax.vmap(lambda key: method.init(parts, start, key))(keys)
+    found = Survey(start, jnp.eye(DIM), *jnp.ones((3,)))
+    own, _ = method.among(parts, lambda own: (method.surveyed(own, found), ()))
+    first = first._replace(agents=jax.vmap(method.given, (0, None))(first.agents, own))
     axes = method.state_axes
 
     def record(agents_draw, index):

@@ -7,11 +7,14 @@ import pytest
 import quincunx as qx
 from tests.laws.networks import (
     admm_law,
+    data_of,
     deviation,
+    federated_law,
     gossip_law,
     of_agent,
     of_mean,
     posterior,
+    regression,
     simulate,
 )
 
@@ -119,3 +122,74 @@ def test_loud_gossip_is_found_out():
     method = LoudGossip(agents=5, graph="ring", step_size=ETA, steps=4)
     mean, _, _ = simulate(method, ETA, burn=100)
     assert deviation(mean, of_mean(gossip_law(5, "ring", ETA, True, "shared"), 5)) > 6
+
+
+EPS = 0.01
+
+
+@pytest.mark.parametrize("surrogate", ["taylor", "laplace", "none"])
+def test_federated(surrogate):
+    method = qx.FederatedSGLD(agents=5, surrogate=surrogate, local_steps=3, step_size=EPS, steps=3)
+    draw, agents, failed = simulate(method, EPS)
+    law = federated_law(5, EPS, 3, surrogate != "none")
+    assert not failed
+    assert deviation(draw, law) < 4
+    assert deviation(agents[:, :, 3], law) < 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("surrogate", ["taylor", "none"])
+@pytest.mark.parametrize("local_steps", [1, 10])
+def test_federated_over_twenty_agents(local_steps, surrogate):
+    method = qx.FederatedSGLD(
+        agents=20, surrogate=surrogate, local_steps=local_steps, step_size=0.002, steps=20
+    )
+    draw, _, _ = simulate(method, 0.002)
+    assert deviation(draw, federated_law(20, 0.002, local_steps, surrogate != "none")) < 4
+
+
+class Unweighted(qx.FederatedSGLD):
+    """Broken: the gradient is not divided by the probability of the agent."""
+
+    def drift(self, slope, own, every):
+        return slope - self.count * own + every
+
+
+@pytest.mark.parametrize("surrogate", ["taylor", "none"])
+def test_a_missing_weight_is_found_out(surrogate):
+    method = Unweighted(agents=5, surrogate=surrogate, local_steps=3, step_size=EPS, steps=3)
+    found, off = federated_law(5, EPS, 3, surrogate != "none"), simulate(method, EPS)[0]
+    assert deviation(off, found) > 6
+
+
+class Unweighed(qx.Consensus):
+    """Broken: draws are averaged without weights."""
+
+    def surveyed(self, own, found):
+        flat = jnp.eye(len(found.mode))
+        return super().surveyed(own, found)._replace(own=flat, every=self.count * flat)
+
+    def _learnt(self, seen, before, pool):
+        return before
+
+
+def consensus_of(method):
+    """How far mean and covariance are off, in standard errors and relatively."""
+    rows = {name: array[:140] for name, array in data_of(3).items()}
+    fit = qx.infer(regression, rows, method, num_warmup=400, num_samples=1000, progress=False)
+    exact = qx.infer(regression, rows, num_samples=1000, num_warmup=300, progress=False)
+    one, other = (f.posterior["theta"].values.reshape(-1, 2) for f in (fit, exact))
+    ess = np.minimum(fit.convergence.ess_bulk, exact.convergence.ess_bulk)
+    error = np.hypot(one.std(0), other.std(0)) / np.sqrt(ess)
+    return np.abs(one.mean(0) - other.mean(0)) / error, one.std(0) / other.std(0) - 1
+
+
+def test_consensus_of_gaussians_is_exact():
+    off, wider = consensus_of(qx.Consensus(agents=(5, 35, 100)))
+    assert np.all(off < 4)
+    assert np.all(np.abs(wider) < 0.1)
+
+
+def test_consensus_without_weights_is_found_out():
+    off, wider = consensus_of(Unweighed(agents=(5, 35, 100)))
+    assert np.any(off > 6) or np.any(np.abs(wider) > 0.3)

@@ -42,6 +42,8 @@ KERNELS = {
     "structured_sgld": qx.StructuredSGLD(batch_size=2, history=50),
     "admm": qx.ADMM(agents=(2, 3), noise="shared"),
     "decentralized_sgld": qx.DecentralizedSGLD(agents=2),
+    "consensus": qx.Consensus(agents=2),
+    "federated_sgld": qx.FederatedSGLD(agents=2, local_steps=2),
 }
 SHORT = {"num_warmup": 60, "num_samples": 40, "num_chains": 2, "progress": False}
 Y = np.array([0.3, 1.9, -0.4, 2.2, 1.1])

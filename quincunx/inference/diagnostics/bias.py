@@ -108,7 +108,7 @@ def bias_report(session: Session, draws: Mapping[str, Any]) -> xr.Dataset:
 
 def covariance_ratio(session: Session, draws: Mapping[str, Any]) -> float:
     """The draws' covariance against that of the Gaussian at the mode, which agents found."""
-    hessian = np.asarray(on_host(session.preparation.value.hessian))
+    hessian = np.asarray(on_host(session.preparation.value.tuning.hessian))
     z = np.asarray(_positions(session.density, draws, _COUNTED))
     return float(np.trace(hessian @ np.atleast_2d(np.cov(z.T))) / len(hessian))
 

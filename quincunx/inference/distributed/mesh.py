@@ -63,6 +63,8 @@ def with_all_axes(given: Mesh) -> Mesh:
 def place(tree: PyTree, specs: PyTree, on: Mesh) -> PyTree:
     """Put arrays that every process has on a mesh, each device with its part.
 
+    Arrays that lie on the mesh already stay where they are.
+
     Args:
         tree: arrays or keys.
         specs: how each lies.
@@ -70,6 +72,9 @@ def place(tree: PyTree, specs: PyTree, on: Mesh) -> PyTree:
     """
 
     def one(spec: PartitionSpec, leaf: Any) -> Array:
+        lies = leaf.sharding if isinstance(leaf, jax.Array) else None
+        if isinstance(lies, NamedSharding) and lies.mesh == on:
+            return leaf
         if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             bits = one(spec, jax.random.key_data(leaf))
             return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(leaf))

@@ -58,6 +58,18 @@ class Tuning(NamedTuple):
     hessian: Array
 
 
+class Prepared(NamedTuple):
+    """What the agents found together.
+
+    Attributes:
+        tuning: what all share.
+        own: what each agent keeps, with a leading axis over agents.
+    """
+
+    tuning: Tuning
+    own: PyTree
+
+
 class State(NamedTuple):
     """A network.
 
@@ -102,6 +114,7 @@ class Networked(Kernel):
     kind: ClassVar[Kind] = Kind.BIASED
     state_axes: ClassVar[Any] = State._make((0, 0, None))
     parties: ClassVar[Any] = State._make((True, False, False))
+    prepared_for: ClassVar[Any] = Prepared._make((False, True))
     sums_rows: ClassVar[bool] = False
 
     if TYPE_CHECKING:
@@ -196,15 +209,16 @@ class Networked(Kernel):
         """The size of an iteration, and the iterations after which draws hardly depend."""
 
     @abc.abstractmethod
-    def traffic(self, density: Density, prepared: Any) -> Traffic:
+    def traffic(self, density: Density, prepared: Prepared) -> Traffic:
         """What leaves the agents in a transition."""
 
-    def reported(self, density: Density) -> int:
-        """Numbers that leave the agents at the end of a transition, beside what it needs itself.
+    def reported(self, density: Density, integers: int) -> int:
+        """Bytes that leave the agents at the end of a transition, beside what it needs itself.
 
-        The position and two figures for sums, and what says whether a step failed and its cost.
+        Positions and two figures for sums over agents, and integers for what failed and the cost.
         """
-        return self.count * (density.dim + 4)
+        item = np.dtype(jnp.result_type(float)).itemsize
+        return self.count * ((density.dim + 2) * item + 4 * integers)
 
     @abc.abstractmethod
     def halved(self, state: State) -> State:
@@ -212,7 +226,7 @@ class Networked(Kernel):
 
     def prepare(self, density: Density, key: Array, *, mesh: Mesh | None = None) -> Preparation:
         """The mode of U and its Hessian there, by Newton steps that agents take together."""
-        found = survey(self, density, jax.random.fold_in(key, 1), mesh)
+        found, own = survey(self, density, jax.random.fold_in(key, 1), mesh)
         size, steps = self.tuned(found)
         steps = self.steps or np.clip(np.ceil(steps), 1, _MOST_STEPS)
         begun: Any = (np.asarray(steps, np.int32), np.asarray(size, found.mode.dtype))
@@ -221,7 +235,17 @@ class Networked(Kernel):
         item = jnp.result_type(float).itemsize
         sent = TICKS * self.count * (1 + dim + dim**2) * item
         spent = TICKS * (1 + dim)
-        return Preparation(tuning, spent, spent, PASSES, sent, TICKS)
+        return Preparation(Prepared(tuning, own), spent, spent, PASSES, sent, TICKS)
+
+    def surveyed(self, own: Density, found: Survey) -> PyTree:
+        """What an agent keeps of the survey, from its density; nothing by default."""
+        del own, found
+        return ()
+
+    def given(self, agents: PyTree, own: PyTree) -> PyTree:
+        """The agents of a device with what they kept of the survey."""
+        del own
+        return agents
 
     def init(self, density: Density, position: Array, key: Array) -> State:
         """All agents at one position."""
@@ -235,19 +259,20 @@ class Networked(Kernel):
         blank = Tuning(jnp.ones((), jnp.int32), jnp.ones((), none.dtype), none, jnp.eye(len(none)))
         return State(agents, draw, blank)
 
-    def settle(self, states: State, prepared: Tuning, keys: Array, *, at_will: bool) -> State:
+    def settle(self, states: State, prepared: Prepared, keys: Array, *, at_will: bool) -> State:
         """Starts about the mode, unless the user said where."""
+        tuning = prepared.tuning
+        agents = jax.vmap(self.given, (0, None))(states.agents, prepared.own)
         if not at_will:
-            return states._replace(tuning=prepared)
-        factor = jnp.linalg.cholesky(prepared.hessian)
+            return State(agents, states.draw, tuning)
+        factor = jnp.linalg.cholesky(tuning.hessian)
 
         def about(key: Array) -> Array:
-            xi = jax.random.normal(key, prepared.mode.shape, prepared.mode.dtype)
-            return prepared.mode + _SPREAD * jax.scipy.linalg.solve_triangular(factor.T, xi)
+            xi = jax.random.normal(key, tuning.mode.shape, tuning.mode.dtype)
+            return tuning.mode + _SPREAD * jax.scipy.linalg.solve_triangular(factor.T, xi)
 
         z = jax.vmap(about)(keys)
-        agents = jax.vmap(self.moved)(states.agents, z - states.draw)
-        return states._replace(agents=agents, draw=z, tuning=prepared)
+        return State(jax.vmap(self.moved)(agents, z - states.draw), z, tuning)
 
     @abc.abstractmethod
     def moved(self, agents: PyTree, shift: Array) -> PyTree:

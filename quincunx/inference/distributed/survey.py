@@ -10,17 +10,18 @@ else leaves them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from quincunx.engine.density import Density
 from quincunx.engine.errors import MethodError
-from quincunx.inference.distributed.collectives import largest, locally, total
+from quincunx.inference.distributed.collectives import AXIS, largest, locally, total
 from quincunx.inference.distributed.mesh import on_host, place
 from quincunx.inference.driver import density_specs
 
@@ -50,8 +51,8 @@ class Survey(NamedTuple):
     steepest: Array
 
 
-class _At(NamedTuple):
-    """U and its derivatives at a position."""
+class At(NamedTuple):
+    """A potential and its derivatives at a position."""
 
     z: Array
     value: Array
@@ -59,54 +60,77 @@ class _At(NamedTuple):
     hessian: Array
 
 
-def survey(method: Networked, density: Density, key: Array, mesh: Mesh | None) -> Survey:
+def survey(
+    method: Networked, density: Density, key: Array, mesh: Mesh | None
+) -> tuple[Survey, PyTree]:
     """Find the mode.
+
+    Returns:
+        What is known about it, on the host, and what each agent keeps of the survey, where it is.
 
     Raises:
         MethodError: none with a positive definite Hessian was found.
     """
     if mesh is not None:
         key = place(key, PartitionSpec(), mesh)
-    found = on_host(_survey(method, density, key, mesh))
+    found, each = _survey(method, density, key, mesh)
+    found = on_host(found)
     if not found.least > 0:
         message = (
             f"No mode of model `{density.program.name}` was found: the search ended where the "
         )
         message += "log density is not curved downwards in all directions. Distributed samplers "
         raise MethodError(message + "need a proper posterior that is smooth about its mode.")
-    return found
+    return found, each
 
 
 @eqx.filter_jit
-def _survey(method: Networked, density: Density, key: Array, mesh: Mesh | None) -> Survey:
-    def run(density: Density, key: Array) -> Survey:
-        return method.among(density, lambda own: ((), _search(own, key)))[1]
+def _survey(
+    method: Networked, density: Density, key: Array, mesh: Mesh | None
+) -> tuple[Survey, PyTree]:
+    def run(density: Density, key: Array) -> tuple[Survey, PyTree]:
+        def one(own: Density) -> tuple[PyTree, Survey]:
+            at = _search(own, 0.1 * own.initial(key), total)
+            values = jnp.linalg.eigvalsh(at.hessian)
+            steepest = jnp.max(jnp.linalg.eigvalsh(locally(_potential)(own, at.z)[2]))
+            found = Survey(at.z, at.hessian, values[-1], values[0], largest(steepest))
+            return method.surveyed(own, found), found
+
+        each, found = method.among(density, one)
+        return found, each
 
     if mesh is None:
         return run(density, key)
     everywhere = PartitionSpec()
     specs = (density_specs(density), everywhere)
-    return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=everywhere, check_vma=False)(
+    there = (everywhere, PartitionSpec(AXIS))
+    return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=there, check_vma=False)(
         density, key
     )
 
 
-def _search(own: Density, key: Array) -> Survey:
-    """An agent's part."""
+def _potential(own: Density, z: Array) -> tuple[Array, Array, Array]:
+    value, slope = jax.value_and_grad(own.log_density)(z)
+    return -value, -slope, -jax.hessian(own.log_density)(z)
 
-    def potential(own: Density, z: Array) -> tuple[Array, Array, Array]:
-        value, slope = jax.value_and_grad(own.log_density)(z)
-        return -value, -slope, -jax.hessian(own.log_density)(z)
 
-    def together(z: Array) -> _At:
-        return _At(z, *total(locally(potential)(own, z)))
+def alone(own: Density, z: Array) -> At:
+    """Where an agent's own potential is least; it asks nobody."""
+    return _search(own, z, lambda parts: parts)
 
-    def tick(carry: tuple[_At, Array], _: None) -> tuple[tuple[_At, Array], None]:
+
+def _search(own: Density, z: Array, add: Callable[[Any], Any]) -> At:
+    """A fixed number of Newton steps on what `add` makes of the agents' potentials."""
+
+    def look(z: Array) -> At:
+        return At(z, *add(locally(_potential)(own, z)))
+
+    def tick(carry: tuple[At, Array], _: None) -> tuple[tuple[At, Array], None]:
         at, size = carry
         values, vectors = jnp.linalg.eigh(at.hessian)
         bound = jnp.maximum(jnp.abs(values), 1e-8 * jnp.max(jnp.abs(values)))
         direction = vectors @ ((vectors.T @ at.slope) / bound)
-        there = together(at.z - size * direction)
+        there = look(at.z - size * direction)
         fall = _FALLS * size * jnp.sum(direction * at.slope)
         gentler = jnp.sum(there.slope**2) < 0.25 * jnp.sum(at.slope**2)
         level = there.value <= at.value + 1e-7 * jnp.abs(at.value)
@@ -115,8 +139,5 @@ def _search(own: Density, key: Array) -> Survey:
         chosen = jax.tree.map(lambda a, b: jnp.where(better, a, b), there, at)
         return (chosen, jnp.where(better, jnp.minimum(2 * size, 1.0), size / 2)), None
 
-    first = together(0.1 * own.initial(key))
-    (at, _), _ = jax.lax.scan(tick, (first, jnp.ones((), first.z.dtype)), None, TICKS - 1)
-    eigenvalues = jnp.linalg.eigvalsh(at.hessian)
-    steepest = jnp.max(jnp.linalg.eigvalsh(locally(potential)(own, at.z)[2]))
-    return Survey(at.z, at.hessian, eigenvalues[-1], eigenvalues[0], largest(steepest))
+    first = (look(z), jnp.ones((), z.dtype))
+    return jax.lax.scan(tick, first, None, TICKS - 1)[0][0]

@@ -45,6 +45,7 @@ from quincunx.inference.distributed.collectives import AXIS, largest, locally
 from quincunx.inference.distributed.graph import Edges, as_edges
 from quincunx.inference.distributed.network import (
     Networked,
+    Prepared,
     Report,
     State,
     Tuning,
@@ -147,11 +148,11 @@ class ADMM(Networked):
         half = tuning._replace(size=2 * tuning.size, steps=2 * tuning.steps)
         return state._replace(tuning=half)
 
-    def traffic(self, density: Density, prepared: Tuning) -> Traffic:
+    def traffic(self, density: Density, prepared: Prepared) -> Traffic:
         """Positions along the edges in each iteration, and at its end what is reported."""
-        steps, item = int(prepared.steps), np.dtype(jnp.result_type(float)).itemsize
-        sent = steps * self.network.messages * density.dim
-        return Traffic((sent + self.reported(density)) * item, steps * self.network.rounds + 2)
+        steps, item = int(prepared.tuning.steps), np.dtype(jnp.result_type(float)).itemsize
+        sent = steps * self.network.messages * density.dim * item
+        return Traffic(sent + self.reported(density, 2), steps * self.network.rounds + 4)
 
     def transition(
         self, density: Density, agent: Agent, tuning: Tuning, key: Array

@@ -39,6 +39,7 @@ from quincunx.inference.distributed.collectives import largest, locally
 from quincunx.inference.distributed.graph import Edges, as_edges
 from quincunx.inference.distributed.network import (
     Networked,
+    Prepared,
     Report,
     State,
     Tuning,
@@ -144,12 +145,12 @@ class DecentralizedSGLD(Networked):
         half = tuning._replace(size=tuning.size / 2, steps=2 * tuning.steps)
         return state._replace(tuning=half)
 
-    def traffic(self, density: Density, prepared: Tuning) -> Traffic:
+    def traffic(self, density: Density, prepared: Prepared) -> Traffic:
         """Positions, and with tracking gradients, along the edges in each iteration."""
-        steps, item = int(prepared.steps), np.dtype(jnp.result_type(float)).itemsize
+        steps, item = int(prepared.tuning.steps), np.dtype(jnp.result_type(float)).itemsize
         vectors, network = steps * (2 if self.tracking else 1), self.network
-        sent = vectors * network.messages * density.dim + self.reported(density)
-        return Traffic(sent * item, vectors * network.rounds + 2)
+        sent = vectors * network.messages * density.dim * item
+        return Traffic(sent + self.reported(density, 1), vectors * network.rounds + 3)
 
     def transition(
         self, density: Density, agent: Agent, tuning: Tuning, key: Array
