@@ -44,6 +44,7 @@ from quincunx.inference import StoreError as StoreError
 from quincunx.inference import StructuredSGLD as StructuredSGLD
 from quincunx.inference import Until as Until
 from quincunx.inference import applicable as applicable
+from quincunx.inference import distributed as distributed
 from quincunx.inference import infer as infer
 from quincunx.inference import load as load
 from quincunx.inference import mesh as mesh

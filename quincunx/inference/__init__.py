@@ -1,5 +1,6 @@
 """From a density to a Fit. Knows nothing of the language."""
 
+from quincunx.inference import distributed as distributed
 from quincunx.inference.checkpoint import Checkpoint as Checkpoint
 from quincunx.inference.checkpoint import CheckpointError as CheckpointError
 from quincunx.inference.distributed.mesh import mesh as mesh

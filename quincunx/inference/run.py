@@ -23,6 +23,7 @@ from quincunx.inference.checkpoint import Checkpoint
 from quincunx.inference.distributed.mesh import mesh as make_mesh
 from quincunx.inference.distributed.mesh import on_host, place, with_all_axes
 from quincunx.inference.distributed.network import Networked, check_agents
+from quincunx.inference.distributed.processes import is_first
 from quincunx.inference.driver import density_specs, prepared_specs
 from quincunx.inference.fit import Fit
 from quincunx.inference.handle import Run
@@ -171,7 +172,7 @@ def infer(
     if resume and checkpoint is None:
         raise MethodError("`resume=True` needs `checkpoint=`, the folder to resume from.")
     title = f"{method.name} on {density.program.name}"
-    shown = progress if blocking or callable(progress) else False
+    shown = progress if callable(progress) or (blocking and is_first()) else False
     with reporting(title, progress=shown) as report:
         prepared = method.prepare(target, key, mesh=on)
         groups = _groups(method, target, key, layout, on, init, prepared.value)
@@ -184,7 +185,9 @@ def infer(
         if not blocking:
             return Run(job, report, title)
         fit = job.run(report)
-    if progress is True:
+    if jax.process_count() > 1:
+        fit.verdict  # noqa: B018 - a bias report is made by all processes together
+    if progress is True and is_first():
         Console(stderr=True, soft_wrap=True).print(fit.verdict)
     return fit
 
@@ -225,6 +228,9 @@ def _sink(
     """Where the draws are to go."""
     if store is None:
         return Memory()
+    if jax.process_count() > 1:
+        message = "`store` is written by one process, and this run has several: leave it out, and "
+        raise StoreError(message + "save the fit in the first process.")
     if isinstance(store, Moments):
         if plan.keep_warmup:
             message = "`store=Moments()` does not keep warm-up draws: leave out `keep_warmup`, "

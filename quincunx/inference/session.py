@@ -21,6 +21,7 @@ from jaxtyping import Array, PyTree
 
 from quincunx.engine.density import Density
 from quincunx.inference.distributed.mesh import on_host, place
+from quincunx.inference.distributed.processes import of_first
 from quincunx.inference.driver import TOTALS, Block, Carry, Limits, advance, buffer_length
 from quincunx.inference.method import Kernel, Machine, Preparation
 from quincunx.inference.sinks import Sink
@@ -237,7 +238,7 @@ class Session:
         if kept:
             self._store(phase, index, block, kept)
         elapsed = time.perf_counter() - began
-        self._pace.update(int(limits.stop - limits.start), elapsed)
+        self._pace.update(int(limits.stop - limits.start), of_first(elapsed))
         self.sample_seconds += elapsed
         return self.progress()
 
@@ -256,7 +257,7 @@ class Session:
         """
         chains, evaluations = [], 0
         for group in self.groups:
-            zero = jax.numpy.zeros_like(group.carry.count)
+            zero = 0 * group.carry.count
             carry = Carry(change(group.carry.state), zero, zero, zero, zero > 0)
             keys = jax.vmap(functools.partial(jax.random.fold_in, data=_BRANCH))(group.keys)
             aside, parts = Group(keys, carry), []
@@ -340,7 +341,7 @@ class Session:
                 jax.block_until_ready(self._call(group, trial, free=free))
                 seconds[free] = time.perf_counter() - start
         self.compile_seconds += time.perf_counter() - began
-        return seconds[True] < seconds[False]
+        return of_first(seconds[True]) < of_first(seconds[False])
 
     def _call(self, group: Group, limits: Limits, *, free: bool) -> tuple[Carry, Block]:
         window = _window(self._schedule, int(limits.start), self._capacity)

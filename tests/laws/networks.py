@@ -166,11 +166,11 @@ def of_agent(law, index):
     return law[0][part], law[1][part, part]
 
 
-def simulate(method, size, chains=128, burn=60, draws=30, seed=1):
+def simulate(method, size, chains=128, burn=60, draws=30, seed=1, start=None):
     """Network draws and agents' positions, `(chain, draw, ...)`."""
     density = qx.compile(regression, data_of(method.count))
     size = jnp.asarray(size, float)
-    start = posterior(method.count)[0]
+    start = posterior(method.count)[0] if start is None else start
     return _simulate(method, method.share_out(density), size, start, chains, burn, draws, seed)
 
 

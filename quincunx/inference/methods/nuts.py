@@ -17,15 +17,12 @@ The low-rank mass matrix: Seyboldt, Carlson and Carpenter (2026), arXiv:2603.188
 from __future__ import annotations
 
 import functools
+import types
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from blackjax.adaptation.metric_recipes import MetricCore, lookup_recipe
-from blackjax.adaptation.staged_adaptation import build_schedule
-from blackjax.adaptation.step_size import DualAveragingAdaptationState, dual_averaging_adaptation
-from blackjax.mcmc import hmc, nuts
 from jaxtyping import Array, PyTree
 
 from quincunx.engine.density import Density
@@ -47,9 +44,9 @@ class State(NamedTuple):
         metric: state of the mass matrix's estimation; holds the matrix in use.
     """
 
-    chain: hmc.HMCState
+    chain: Any
     step_size: Array
-    averaging: DualAveragingAdaptationState
+    averaging: Any
     metric: PyTree
 
 
@@ -92,6 +89,7 @@ class NUTS(Kernel):
 
     def __check_init__(self) -> None:
         """Refuse impossible settings."""
+        _blackjax()
         positive("target_accept", self.target_accept, "NUTS")
         if not self.target_accept < 1:
             message = f"`NUTS(target_accept={self.target_accept})` must lie between 0 and 1."
@@ -114,7 +112,7 @@ class NUTS(Kernel):
         step_size = jnp.asarray(self.step_size, position.dtype)
         metric = _metric(self.mass_matrix).init(density.dim)
         return State(
-            hmc.init(position, density.log_density),
+            _blackjax().init(position, density.log_density),
             step_size,
             jax.tree.map(jnp.asarray, start(step_size)),
             jax.tree.map(jnp.asarray, metric),
@@ -122,7 +120,7 @@ class NUTS(Kernel):
 
     def step(self, density: Density, state: State, key: Array) -> tuple[State, Info]:
         """One trajectory."""
-        kernel: Any = nuts.build_kernel(divergence_threshold=self.divergence_threshold)
+        kernel = _blackjax().build_kernel(divergence_threshold=self.divergence_threshold)
         chain, info = kernel(
             key,
             state.chain,
@@ -158,7 +156,7 @@ class NUTS(Kernel):
         last = np.arange(num_warmup) == num_warmup - 1
         if not num_warmup:
             return Stage(last, last, last)
-        labels = np.asarray(build_schedule(num_warmup))
+        labels = np.asarray(_blackjax().build_schedule(num_warmup))
         return Stage(labels[:, 0].astype(bool), labels[:, 1].astype(bool), last)
 
     def adapt(
@@ -187,6 +185,26 @@ class NUTS(Kernel):
         return State(states.chain, step_size, averaging, metric)
 
 
+@functools.cache
+def _blackjax() -> Any:
+    """What is used of BlackJAX.
+
+    Its import computes something, after which a process could not join others any more.
+    """
+    with jax.ensure_compile_time_eval():
+        from blackjax.adaptation.metric_recipes import lookup_recipe
+        from blackjax.adaptation.staged_adaptation import build_schedule
+        from blackjax.adaptation.step_size import dual_averaging_adaptation
+        from blackjax.mcmc import hmc, nuts
+    return types.SimpleNamespace(
+        init=hmc.init,
+        build_kernel=nuts.build_kernel,
+        build_schedule=build_schedule,
+        dual_averaging_adaptation=dual_averaging_adaptation,
+        lookup_recipe=lookup_recipe,
+    )
+
+
 def _choose(condition: Any, change: Any, value: PyTree) -> PyTree:
     """Apply `change` where `condition` holds, keeping every dtype."""
 
@@ -198,10 +216,10 @@ def _choose(condition: Any, change: Any, value: PyTree) -> PyTree:
 
 @functools.cache
 def _averaging(target_accept: float) -> tuple:
-    return dual_averaging_adaptation(target_accept)
+    return _blackjax().dual_averaging_adaptation(target_accept)
 
 
 @functools.cache
-def _metric(name: str) -> MetricCore:
+def _metric(name: str) -> Any:
     size = _LOW_RANK_BUFFER if name == "low_rank" else None
-    return lookup_recipe(_RECIPES[name]).build_core(buffer_size=size)
+    return _blackjax().lookup_recipe(_RECIPES[name]).build_core(buffer_size=size)
