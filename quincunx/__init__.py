@@ -17,6 +17,7 @@ from quincunx.engine import model as model
 from quincunx.engine import on_disk as on_disk
 from quincunx.engine import plate as plate
 from quincunx.engine import sample as sample
+from quincunx.inference import ADMM as ADMM
 from quincunx.inference import NUTS as NUTS
 from quincunx.inference import SGHMC as SGHMC
 from quincunx.inference import SGLD as SGLD
@@ -24,7 +25,10 @@ from quincunx.inference import SGNHT as SGNHT
 from quincunx.inference import BregmanLangevin as BregmanLangevin
 from quincunx.inference import Checkpoint as Checkpoint
 from quincunx.inference import CheckpointError as CheckpointError
+from quincunx.inference import Consensus as Consensus
+from quincunx.inference import DecentralizedSGLD as DecentralizedSGLD
 from quincunx.inference import EllipticalSlice as EllipticalSlice
+from quincunx.inference import FederatedSGLD as FederatedSGLD
 from quincunx.inference import Fit as Fit
 from quincunx.inference import HitAndRunSlice as HitAndRunSlice
 from quincunx.inference import Info as Info
@@ -42,8 +46,10 @@ from quincunx.inference import StoreError as StoreError
 from quincunx.inference import StructuredSGLD as StructuredSGLD
 from quincunx.inference import Until as Until
 from quincunx.inference import applicable as applicable
+from quincunx.inference import distributed as distributed
 from quincunx.inference import infer as infer
 from quincunx.inference import load as load
+from quincunx.inference import mesh as mesh
 from quincunx.inference import methods as methods
 from quincunx.inference import register as register
 

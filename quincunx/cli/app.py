@@ -169,6 +169,27 @@ def explain(model: ModelName, data: DataFile = None, *, x64: Precision = True) -
         typer.echo(f"Method '{name}' {answer}.".replace("..", "."))
 
 
+@app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True})
+def launch(
+    script: Annotated[
+        Path, typer.Argument(help="A script that calls `qx.distributed.initialize()` first.")
+    ],
+    arguments: Annotated[list[str] | None, typer.Argument(help="Its arguments.")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="How many processes.")] = 2,
+    devices_per_process: Annotated[
+        int | None,
+        typer.Option(min=1, help="Devices of each on a processor.", show_default=False),
+    ] = None,
+    logs: Annotated[Path, typer.Option(help="Folder for a log of each rank.")] = Path("logs"),
+) -> None:
+    """Run a script in several processes on this machine, which end together."""
+    from quincunx.cli import inputs
+    from quincunx.inference.distributed.launch import launch as start
+
+    inputs.check_script(script)
+    start(script, arguments or [], processes, devices_per_process, logs)
+
+
 @app.command()
 def methods() -> None:
     """List the inference methods: what their draws are, when to use them, and the paper."""

@@ -147,6 +147,16 @@ def check_resumption(folder: Path | None, *, resume: bool) -> None:
         raise CheckpointError(message + "or name another folder.")
 
 
+def check_script(path: Path) -> None:
+    """Refuse a script that there is not.
+
+    Raises:
+        MethodError: with its path.
+    """
+    if not path.is_file():
+        raise MethodError(f"There is no script '{path}'. Name a Python file.")
+
+
 def read_store(path: Path | None, *, moments: bool) -> Path | Moments | None:
     """Where draws are to go.
 

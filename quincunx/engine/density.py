@@ -13,13 +13,14 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from quincunx.engine import arguments, tracing
+from quincunx.engine import arguments, sharding, tracing
 from quincunx.engine.errors import ModelError, listing, unknown
 from quincunx.engine.labels import Labels
 from quincunx.engine.language import Model
 from quincunx.engine.native import native
 from quincunx.engine.program import Program, trace_program
 from quincunx.engine.rows import Block, cut_evenly
+from quincunx.engine.sharding import Shard
 from quincunx.engine.structure import Structure
 from quincunx.engine.surroundings import surroundings
 
@@ -114,6 +115,7 @@ class Density(eqx.Module):
         labels: dims and coords for output.
         order: by data plate, the row that stands in the place of each; only for plates whose
             arrays cannot be put in another order themselves.
+        shard: which part of the rows this is of; `None` for all.
     """
 
     leaves: list[Any]
@@ -121,6 +123,7 @@ class Density(eqx.Module):
     program: Program = eqx.field(static=True)
     labels: Labels = eqx.field(static=True)
     order: Mapping[str, Any] = eqx.field(default_factory=dict, kw_only=True)
+    shard: Shard | None = eqx.field(default=None, kw_only=True)
 
     @property
     def dim(self) -> int:
@@ -159,7 +162,8 @@ class Density(eqx.Module):
 
     def log_prior(self, z: Float[Array, " dim"]) -> Float[Array, ""]:
         """Log prior density with the Jacobian, and factors outside data plates."""
-        return _terms(self.program, self.leaves, z, self._first_rows())[0]
+        prior = _terms(self.program, self.leaves, z, self._first_rows())[0]
+        return prior if self.shard is None else self.shard.prior * prior
 
     def log_likelihood(self, z: Float[Array, " dim"], rows: Rows = None) -> Float[Array, ""]:
         """Log likelihood of all rows, or its unbiased estimate from some.
@@ -187,6 +191,8 @@ class Density(eqx.Module):
 
         Rows on disk are gone through in blocks, which a gradient reads twice.
         """
+        if self.shard is not None:
+            return self._of_part(self.shard, z, rows)
         if rows is None and self.is_on_disk:
             return self.log_prior(z), self._by_blocks(z)
         named = {} if rows is None else self._rows(rows)
@@ -234,12 +240,16 @@ class Density(eqx.Module):
         by one before they are summed.
         """
         prior, _ = _elements(self.program, self.leaves, z, self._first_rows())
+        if self.shard is not None:
+            prior = [self.shard.prior * part for part in prior]
         return prior + self.log_likelihood_elements(z)
 
     def log_likelihood_elements(self, z: Float[Array, " dim"]) -> list[Array]:
         """Arrays whose sums add up to `log_likelihood`."""
         if self.is_on_disk:
             return [self._by_blocks(z)]
+        if self.shard is not None:
+            return [self.log_likelihood(z)]
         _, likelihood = _elements(self.program, self.leaves, z, {})
         return [self._tempered(part) for part in likelihood]
 
@@ -328,7 +338,8 @@ class Density(eqx.Module):
     def tempered(self, temperature: Any) -> Density:
         """The density with its likelihood raised to a power: 0 is the prior, 1 the posterior."""
         power = jnp.asarray(temperature)
-        return Density(self.leaves, power, self.program, self.labels, order=self.order)
+        kept = {"order": self.order, "shard": self.shard}
+        return Density(self.leaves, power, self.program, self.labels, **kept)
 
     def _with(self, program: Program) -> Density:
         return Density(self.leaves, self.temperature, program, self.labels, order=self.order)
@@ -352,6 +363,8 @@ class Density(eqx.Module):
 
     def _first_rows(self) -> dict[str, Any]:
         """Few rows, where all would have to be read for terms that do not depend on them."""
+        if self.shard is not None:
+            return dict(self.shard.rows(self))
         return {plate.name: Block(0, 1) for plate in self.program.data_plates if plate.on_disk}
 
     def _by_blocks(self, z: Any) -> Any:
@@ -379,6 +392,18 @@ class Density(eqx.Module):
 
         total, _ = jax.lax.scan(add, jnp.zeros((), z.dtype), jnp.arange(number))
         return self._tempered(total)
+
+    def _of_part(self, shard: Shard, z: Any, rows: Rows) -> tuple[Any, Any]:
+        """Terms of a part of the rows, summed over the devices that have the others."""
+        if rows is not None:
+            raise ModelError("Rows cannot be chosen where each device has a part of them.")
+        own = shard.rows(self)
+        if shard.axis is None:
+            prior, likelihood = _terms(self.program, self.leaves, z, own)
+            return shard.prior * prior, self._tempered(likelihood)
+        prior, likelihood = _terms(self.program, self.leaves, sharding.spread(shard.axis, z), own)
+        both: Any = sharding.total(shard.axis, jnp.stack([prior / shard.parts, likelihood]))
+        return shard.prior * both[0], self._tempered(both[1])
 
     def _tempered(self, likelihood: Any) -> Any:
         return likelihood if self.temperature is None else self.temperature * likelihood

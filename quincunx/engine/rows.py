@@ -77,6 +77,26 @@ class Block(eqx.Module):
         return jnp.where(counted, terms, 0.0) * (self.size / self.count)
 
 
+class Part(Block):
+    """The rows that a density has of its own, where each part of the rows is a density.
+
+    Attributes:
+        parts: number of parts.
+    """
+
+    parts: int = eqx.field(static=True, default=1)
+
+    def take(self, array: Any) -> Array:
+        """The array as it stands: it has the part's rows alone."""
+        return array
+
+    def only(self, terms: Array, axis: int) -> Array:
+        """Terms with the part on one axis, masked."""
+        shape = [1] * terms.ndim
+        shape[axis] = self.size
+        return jnp.where((jnp.arange(self.size) < self.count).reshape(shape), terms, 0.0)
+
+
 def cut_evenly(rows: int, number: int, index: Any, ahead: Any = None) -> Block:
     """One of `number` blocks whose sizes differ by one row at most.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from quincunx.engine import tracing
+from quincunx.engine import sharding, tracing
 from quincunx.engine.composite import Composite
 from quincunx.engine.dependence import influences, primitives
 from quincunx.engine.program import Plate, Program
@@ -64,6 +65,23 @@ class Structure:
         Unit vectors keep their own coordinates, so that samplers may move them on the sphere.
         """
         return _unit_vectors(self._density.program)
+
+    def shards(
+        self, parts: int, *, sizes: Sequence[int] | None = None, prior: float = 1.0
+    ) -> list[Density]:
+        """The density as local ones, each with its own rows; uneven ones are padded and masked.
+
+        Args:
+            parts: how many.
+            sizes: rows of each, in their order; as even as can be by default.
+            prior: share of the log prior that counts in each; with `1 / parts` they add up to the
+                whole.
+
+        Raises:
+            ModelError: the rows cannot be shared out so.
+        """
+        cut_up = sharding.cut(self._density, parts, sizes=sizes, prior=prior)
+        return [sharding.local(cut_up, index) for index in range(parts)]
 
     @functools.cached_property
     def composite(self) -> Composite:

@@ -29,7 +29,7 @@ from numpyro.primitives import Messenger
 
 from quincunx.engine.group_laplace import GroupLaplace
 from quincunx.engine.language import rows_in_use
-from quincunx.engine.rows import Block, indices
+from quincunx.engine.rows import Block, Part, indices
 
 ALONE = threading.RLock()  # NumPyro has one stack of handlers for all threads
 
@@ -301,13 +301,17 @@ def scaled(site: Mapping[str, Any]) -> Any:
 
 
 def on_rows(site: Mapping[str, Any], rows: Mapping[str, Any]) -> Any:
-    """As `scaled`, without the terms of rows that do not count in an uneven block."""
+    """As `scaled`, without the terms of rows that do not count in an uneven block.
+
+    Where each part of the rows is a density, terms outside the rows count once in all of them.
+    """
     terms = scaled(site)
+    parts = {block.parts for block in rows.values() if isinstance(block, Part)}
     for frame in site.get("cond_indep_stack", ()):
         block = rows.get(frame.name)
         if isinstance(block, Block) and jnp.ndim(terms) >= -frame.dim:
-            terms = block.only(terms, jnp.ndim(terms) + frame.dim)
-    return terms
+            terms, parts = block.only(terms, jnp.ndim(terms) + frame.dim), set()
+    return terms / parts.pop() if parts else terms
 
 
 def scaled_sum(site: Mapping[str, Any]) -> Any:

@@ -1,7 +1,9 @@
 """From a density to a Fit. Knows nothing of the language."""
 
+from quincunx.inference import distributed as distributed
 from quincunx.inference.checkpoint import Checkpoint as Checkpoint
 from quincunx.inference.checkpoint import CheckpointError as CheckpointError
+from quincunx.inference.distributed.mesh import mesh as mesh
 from quincunx.inference.fit import Fit as Fit
 from quincunx.inference.fit import load as load
 from quincunx.inference.handle import Run as Run
@@ -11,12 +13,16 @@ from quincunx.inference.method import Kernel as Kernel
 from quincunx.inference.method import Kind as Kind
 from quincunx.inference.method import Machine as Machine
 from quincunx.inference.method import Method as Method
+from quincunx.inference.methods import ADMM as ADMM
 from quincunx.inference.methods import NUTS as NUTS
 from quincunx.inference.methods import SGHMC as SGHMC
 from quincunx.inference.methods import SGLD as SGLD
 from quincunx.inference.methods import SGNHT as SGNHT
 from quincunx.inference.methods import BregmanLangevin as BregmanLangevin
+from quincunx.inference.methods import Consensus as Consensus
+from quincunx.inference.methods import DecentralizedSGLD as DecentralizedSGLD
 from quincunx.inference.methods import EllipticalSlice as EllipticalSlice
+from quincunx.inference.methods import FederatedSGLD as FederatedSGLD
 from quincunx.inference.methods import HitAndRunSlice as HitAndRunSlice
 from quincunx.inference.methods import PolarSlice as PolarSlice
 from quincunx.inference.methods import ProximalMALA as ProximalMALA

@@ -21,10 +21,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from quincunx.engine.density import Density
 from quincunx.engine.errors import QuincunxError
 from quincunx.engine.storage import Stored
+from quincunx.inference.distributed.mesh import on_host, place
+from quincunx.inference.distributed.processes import is_first, of_first
 from quincunx.inference.locks import WriteLock
 from quincunx.inference.output import versions
 from quincunx.inference.session import Group, Session
@@ -71,6 +74,8 @@ class Checkpoint:
             CheckpointError: it cannot, another run is writing to it, or it holds a checkpoint that
                 is not to be resumed.
         """
+        if not is_first():
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(self.folder, CheckpointError)
@@ -97,7 +102,7 @@ class Checkpoint:
         """Whether it is time for a checkpoint."""
         warm = session.done >= session.plan.num_warmup
         crossed, self._warm = warm and not self._warm, warm
-        return crossed or time.monotonic() - self._written >= self.every
+        return crossed or of_first(time.monotonic() - self._written) >= self.every
 
     def write(self, session: Session, identity: Mapping[str, Any]) -> None:
         """Save the session; what was saved before stays valid until this is whole.
@@ -105,6 +110,10 @@ class Checkpoint:
         Raises:
             OSError: the disk is full or gone.
         """
+        packed = _pack_state(session)  # all processes together
+        if not is_first():
+            self._written = time.monotonic()
+            return
         self._number += 1
         session.sink.flush()
         blocks = session.sink.blocks[self._saved_blocks :]
@@ -112,7 +121,7 @@ class Checkpoint:
         if blocks:
             name = f"draws-{self._number:06d}.npz"
             segments.append(self._save(name, _pack_blocks(blocks)))
-        state = self._save(f"state-{self._number:06d}.npz", _pack_state(session))
+        state = self._save(f"state-{self._number:06d}.npz", packed)
         manifest = {
             "format": _FORMAT,
             "number": self._number,
@@ -235,7 +244,6 @@ def identity(session: Session) -> dict[str, Any]:
         "keep_warmup": plan.keep_warmup,
         "chain_method": session.layout,
         "store": session.sink.label,
-        "devices": 1 if session.mesh is None else session.mesh.size,
         "precision": str(np.dtype(jax.dtypes.canonicalize_dtype(float))),
         "version of quincunx": found["quincunx"],
         "version of jax": found["jax"],
@@ -275,14 +283,19 @@ def _compare(folder: Path, saved: Mapping[str, Any], asked: Mapping[str, Any]) -
 def _plain(leaf: Any) -> np.ndarray:
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
-    return np.asarray(jax.device_get(leaf))
+    return np.asarray(on_host(leaf))
 
 
 def _like(data: np.ndarray, leaf: Any) -> Any:
     """An array of the type and place of `leaf`."""
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(jnp.asarray(data), impl=jax.random.key_impl(leaf))
-    return jax.device_put(data.astype(leaf.dtype), leaf.sharding)
+    lies, is_key = leaf.sharding, jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    data = data if is_key else data.astype(leaf.dtype)
+    if isinstance(lies, NamedSharding):
+        on: Any = lies.mesh
+        placed = place(data, lies.spec, on)
+    else:
+        placed = jnp.asarray(data) if is_key else jax.device_put(data, lies)
+    return jax.random.wrap_key_data(placed, impl=jax.random.key_impl(leaf)) if is_key else placed
 
 
 def _pack(arrays: dict[str, Any]) -> bytes:

@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, PyTree
 
+from quincunx.engine import sharding
 from quincunx.engine.density import Density
 from quincunx.inference.method import Info, Kernel, Machine, Pool
 
@@ -69,12 +70,14 @@ class Block(NamedTuple):
         stats: statistics by name, `(chains, capacity)`.
         totals: sums over the chunk's steps by name, `(chains,)`.
         step_size: the last step size, `(chains,)`.
+        agents: constrained values of each agent by site, `(chains, capacity, agents, ...)`.
     """
 
     draws: dict[str, Array]
     stats: dict[str, Array]
     totals: dict[str, Array]
     step_size: Array
+    agents: dict[str, Array]
 
 
 TOTALS = ("steps", "diverging", "gradients", "evaluations")
@@ -100,15 +103,25 @@ def axes_of(method: Kernel, state: PyTree) -> PyTree:
     return jax.tree.broadcast(axes, state)
 
 
-def placement(method: Kernel, carry: Carry) -> Carry:
-    """For each leaf of a carry how it lies on a mesh of chains."""
+def placement(method: Kernel) -> Carry:
+    """How the parts of a carry lie on a mesh."""
+    chains = PartitionSpec("chains")
 
-    def spec(axis: int) -> PartitionSpec:
-        return PartitionSpec() if axis == SHARED else PartitionSpec("chains")
+    def spec(axis: Any, party: Any = False) -> PartitionSpec:  # noqa: FBT002
+        if axis is None:
+            return PartitionSpec()
+        return PartitionSpec("chains", "agents") if party else chains
 
-    chains = jax.tree.map(lambda _: PartitionSpec("chains"), carry)
-    state = jax.tree.map(spec, axes_of(method, carry.state))
-    return eqx.tree_at(lambda carry: carry.state, chains, state)
+    trees = (method.state_axes, method.parties) if method.parties else (method.state_axes,)
+    state = jax.tree.map(spec, *trees, is_leaf=_absent)
+    return Carry(state, *(chains,) * 4)  # pyright: ignore[reportArgumentType]
+
+
+def prepared_specs(method: Kernel) -> Any:
+    """How what a method prepared lies on a mesh."""
+    return jax.tree.map(
+        lambda party: PartitionSpec("agents") if party else PartitionSpec(), method.prepared_for
+    )
 
 
 def _absent(leaf: Any) -> bool:
@@ -149,7 +162,7 @@ class _Chains:
         self.method, self.density, self.keys = method, density, keys
         self.count = keys.shape[0]
         self.position = jax.vmap(method.position, (axes,))
-        self.constrain = jax.jit(jax.vmap(density.constrain), inline=True)
+        self.constrain = jax.jit(jax.vmap(first_part(density).constrain), inline=True)
         if isinstance(method, Machine):
             self.begin = self._over_all(method.begin, (axes, 0), axes)
             self.tick = self._over_all(method.tick, (axes, 0), axes)
@@ -203,6 +216,7 @@ class _Record(NamedTuple):
     stats: dict[str, Array]
     totals: dict[str, Array]
     step_size: Array
+    agents: dict[str, Array]
 
 
 def _blank(chains: _Chains, capacity: int, carry: Carry) -> _Record:
@@ -212,9 +226,10 @@ def _blank(chains: _Chains, capacity: int, carry: Carry) -> _Record:
     def empty(spec: Any) -> Array:
         return jnp.zeros((chains.count, capacity, *spec.shape[1:]), spec.dtype)
 
-    draws, stats = jax.tree.map(empty, (values, stats))
+    draws, stats, agents = jax.tree.map(empty, (values, stats, info.agents))
     totals = {name: jnp.zeros(chains.count, jnp.int32) for name in TOTALS}
-    return _Record(draws, stats, totals, jnp.full(chains.count, jnp.nan, info.step_size.dtype))
+    size = jnp.full(chains.count, jnp.nan, info.step_size.dtype)
+    return _Record(draws, stats, totals, size, agents)
 
 
 def _complete(
@@ -255,6 +270,7 @@ def _complete(
 
     draws = jax.tree.map(store, record.draws, values)
     stats = jax.tree.map(store, record.stats, _stats(info, gradients, evaluations, diverging))
+    agents = jax.tree.map(store, record.agents, info.agents)
     counted = kept | (done & (past <= 0))
     new = Carry(
         state,
@@ -269,7 +285,7 @@ def _complete(
         for name, cost in zip(TOTALS, spent, strict=True)
     }
     step_size = jnp.where(done, info.step_size, record.step_size)
-    return new, _Record(draws, stats, totals, step_size)
+    return new, _Record(draws, stats, totals, step_size, agents)
 
 
 def _in_lockstep(
@@ -403,7 +419,7 @@ def advance(
         capacity: how many draws the chunk may hold.
         free: whether each chain goes from transition to transition by itself; a `Machine` only,
             and not in warm-up.
-        mesh: the devices, along an axis named `chains`.
+        mesh: the devices, along axes named as in `distributed/mesh.py`.
         density: the target.
         keys: one for each chain.
         carry: where the chains are.
@@ -415,21 +431,55 @@ def advance(
         run = functools.partial(_advance, method, capacity, free, lambda array: array)
         return run(density, keys, carry, schedule, limits, key)
     pool = functools.partial(jax.lax.psum, axis_name="chains")
-    run = functools.partial(_advance, method, capacity, free, pool)
     everywhere, chains = PartitionSpec(), PartitionSpec("chains")
-    lies = placement(method, carry)
+    lies = placement(method)
+
+    def part(density: Density, *rest: Any) -> tuple[Carry, Block]:
+        return _advance(method, capacity, free, pool, own_rows(density), *rest)
+
     run = jax.shard_map(
-        run,
+        part,
         mesh=mesh,
-        in_specs=(everywhere, chains, lies, everywhere, everywhere, everywhere),
-        out_specs=(lies, chains),
+        in_specs=(density_specs(density), chains, lies, everywhere, everywhere, everywhere),
+        out_specs=(lies, Block._make((*(chains,) * 4, PartitionSpec("chains", None, "agents")))),
         check_vma=False,
     )
     return run(density, keys, carry, schedule, limits, key)
 
 
+def density_specs(density: Density) -> Any:
+    """How a density lies on a mesh: its parts along the axis that they were cut for."""
+    if density.shard is None:
+        return PartitionSpec()
+    along = PartitionSpec(density.shard.axis or "agents")
+    return sharding.axes(density, along, PartitionSpec())
+
+
+def own_rows(density: Density) -> Density:
+    """The density as a method sees it inside `shard_map`.
+
+    Rows that likelihoods are summed over are those of the device; agents keep an axis.
+    """
+    if density.shard is None or density.shard.axis is None:
+        return density
+    return sharding.local(density)
+
+
+def first_part(density: Density) -> Density:
+    """A density that can be evaluated: itself, or where it is cut for agents, the first one's."""
+    if density.shard is None or density.shard.axis is not None:
+        return density
+    return sharding.local(density)
+
+
 def buffer_length(density: Density, chains: int, longest: int) -> int:
-    """How many draws a chunk may hold: those of the longest phase, within a memory bound."""
+    """How many draws a chunk may hold: those of the longest phase, within a memory bound.
+
+    Args:
+        density: the target.
+        chains: their number, times one more than that of agents.
+        longest: the longest phase.
+    """
     z = jax.ShapeDtypeStruct((density.dim,), jnp.result_type(float))
     values = jax.tree.leaves(jax.eval_shape(Density.constrain, density, z))
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in values) + 64

@@ -17,12 +17,18 @@ import xarray as xr
 
 from quincunx.engine.density import Density, compile
 from quincunx.engine.errors import ModelError, ModelWarning, QuincunxError
-from quincunx.inference.diagnostics.bias import COLUMNS, bias_report, judge_bias
+from quincunx.inference.diagnostics.bias import (
+    COLUMNS,
+    bias_report,
+    covariance_ratio,
+    judge_bias,
+)
 from quincunx.inference.diagnostics.convergence import Convergence, convergence, flatten
 from quincunx.inference.diagnostics.verdict import Verdict, judge
+from quincunx.inference.distributed.network import Networked
 from quincunx.inference.method import Discretised, Kind, Method, as_key
 from quincunx.inference.output import build_tree, dataset
-from quincunx.inference.session import Progress, Session
+from quincunx.inference.session import AGENT, Progress, Session
 from quincunx.inference.stopping import INTERRUPTED, interruptible
 from quincunx.inference.store import plain_strings
 
@@ -76,6 +82,38 @@ class Fit:
         return self.tree["posterior"].to_dataset()
 
     @property
+    def agents(self) -> xr.Dataset:
+        """The draws of each agent of a distributed sampler, `(chain, draw, agent, ...)` by site.
+
+        Agents depend on each other: they are no further chains.
+
+        Raises:
+            QuincunxError: the method has no agents.
+        """
+        stats = self.tree["sample_stats"].to_dataset()
+        names = {
+            name: str(name).removeprefix(AGENT) for name in stats if str(name).startswith(AGENT)
+        }
+        if not names:
+            raise QuincunxError("The method has no agents, so the fit has no draws of theirs.")
+        return stats[list(names)].rename(names)
+
+    @functools.cached_property
+    def covariance_ratio(self) -> float:
+        """Covariances of a distributed sampler against those of the Gaussian at the mode.
+
+        One for a Gaussian posterior and an unbiased sampler; the mean over all directions.
+
+        Raises:
+            QuincunxError: the method has no agents, or the fit was loaded.
+        """
+        session = self._session
+        if session is None or not isinstance(session.method, Networked):
+            message = "Only the fit that a run of a distributed sampler returned has a covariance "
+            raise QuincunxError(message + "ratio.")
+        return covariance_ratio(session, {str(k): v.values for k, v in self.posterior.items()})
+
+    @property
     def kind(self) -> Kind:
         """What the method promises of its draws."""
         return Kind[self.tree["posterior"].attrs["kind"]]
@@ -113,7 +151,8 @@ class Fit:
 
         The columns are the bias of the mean, in posterior sds, and that of the sd, relative, each
         with its standard error. Single figures are in `attrs`: what gradient noise adds to
-        variances, the acceptance of a Metropolis step on all rows, the kernel Stein discrepancy.
+        variances, the acceptance of a Metropolis step on all rows, the kernel Stein discrepancy;
+        for distributed samplers the covariance ratio.
         The report is made when it or the verdict is first asked for, and kept in the tree, and in
         the store where there is one.
 

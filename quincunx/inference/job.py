@@ -6,10 +6,11 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from quincunx.inference.checkpoint import Checkpoint, CheckpointError, identity
+from quincunx.inference.distributed.processes import of_any, of_first
 from quincunx.inference.fit import Fit
 from quincunx.inference.progress import Report
 from quincunx.inference.session import Session
-from quincunx.inference.stopping import INTERRUPTED, Until, Watch, interruptible
+from quincunx.inference.stopping import ELSEWHERE, INTERRUPTED, Until, Watch, interruptible
 
 
 class Job:
@@ -40,7 +41,7 @@ class Job:
                 held.callback(saver.release)
             session.sink.acquire()
             held.callback(session.sink.release)
-            if saver is not None and saver.exists:
+            if saver is not None and of_first(saver.exists):
                 self._resume(saver)
             else:
                 self._begin()
@@ -67,11 +68,11 @@ class Job:
             return self._save() if saver is not None and saver.due(session) else None
 
         def ended() -> str | None:
-            if interrupted():
+            if of_any(interrupted()):
                 return INTERRUPTED
             reached = self._watch and self._watch.reached(session.sink, session.sample_seconds)
-            self.satisfied = bool(reached)
-            return reached or stop()
+            self.satisfied = of_any(bool(reached))
+            return reached or (ELSEWHERE if self.satisfied else stop())
 
         with self._held:
             with interruptible() as interrupted:

@@ -12,6 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from quincunx.engine.density import Density
@@ -54,6 +55,7 @@ class Info(NamedTuple):
         evaluations: log-density evaluations that the step made; one that came with a gradient
             counts here too.
         extra: further statistics under ArviZ's names, each a scalar.
+        agents: constrained values of each agent by site, for samplers that have agents.
     """
 
     log_density: Array
@@ -63,6 +65,7 @@ class Info(NamedTuple):
     gradients: Array
     evaluations: Array
     extra: dict[str, Array]
+    agents: dict[str, Array] = {}  # noqa: RUF012
 
 
 class Preparation(NamedTuple):
@@ -73,12 +76,28 @@ class Preparation(NamedTuple):
         gradients: gradient evaluations.
         evaluations: log-density evaluations, those with a gradient included.
         data_passes: how often all rows were gone through.
+        sent: bytes that left agents.
+        rounds: exchanges between agents, one after the other.
     """
 
     value: PyTree
     gradients: int = 0
     evaluations: int = 0
     data_passes: float = 0.0
+    sent: int = 0
+    rounds: int = 0
+
+
+class Traffic(NamedTuple):
+    """What agents exchange.
+
+    Attributes:
+        sent: bytes that leave agents.
+        rounds: exchanges, one after the other.
+    """
+
+    sent: int
+    rounds: int
 
 
 class Method(eqx.Module):
@@ -132,10 +151,17 @@ class Kernel(Method):
             it of nothing but what is shared.
         in_turn: whether a processor had better step one chain after the other, because a step is a
             loop over parts of the data that differ between chains.
+        parties: which parts of the state have, after the axis over chains, one over agents.
+        prepared_for: which parts of what is prepared have a leading axis over agents.
+        sums_rows: whether steps use the rows through the density's log likelihood of all of them
+            alone, so that devices may have parts of them.
     """
 
     state_axes: ClassVar[Any] = 0
     in_turn: ClassVar[bool] = False
+    parties: ClassVar[Any] = False
+    prepared_for: ClassVar[Any] = False
+    sums_rows: ClassVar[bool] = True
 
     @abc.abstractmethod
     def init(self, density: Density, position: Array, key: Array) -> PyTree:
@@ -153,12 +179,26 @@ class Kernel(Method):
         """The density in the coordinates that the kernel moves in; it is given no other."""
         return density
 
-    def prepare(self, density: Density, key: Array) -> Preparation:
+    def share_out(self, density: Density) -> Density:
+        """The density as agents have it, each a part; the density itself where there are none."""
+        return density
+
+    def traffic(self, density: Density, prepared: PyTree) -> Traffic:
+        """What agents exchange in a transition of a chain."""
+        del density, prepared
+        return Traffic(0, 0)
+
+    def prepare(self, density: Density, key: Array, *, mesh: Mesh | None = None) -> Preparation:
         """What all chains are given before they start, such as what a pilot run found.
 
-        It runs once, on the host, and may compile what it needs. `key` is the run's.
+        It runs once, on the host, and may compile what it needs.
+
+        Args:
+            density: the target, as the devices have it.
+            key: the run's.
+            mesh: the devices, where the run is spread over several.
         """
-        del density, key
+        del density, key, mesh
         return Preparation(())
 
     def settle(self, states: PyTree, prepared: PyTree, keys: Array, *, at_will: bool) -> PyTree:

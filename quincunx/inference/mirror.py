@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from blackjax.adaptation.step_size import DualAveragingAdaptationState
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from quincunx.engine.bregman.geometry import Geometry, build, plan, typical
@@ -116,7 +116,7 @@ class Tuning(NamedTuple):
     lower: Array
     upper: Array
     stale: Array
-    averaging: DualAveragingAdaptationState
+    averaging: Any
     window: Window
 
 
@@ -202,8 +202,9 @@ class MirrorKernel(Discretised):
         """The density over native coordinates."""
         return density.native
 
-    def prepare(self, density: Density, key: Array) -> Preparation:
+    def prepare(self, density: Density, key: Array, *, mesh: Mesh | None = None) -> Preparation:
         """A mode and the scales there."""
+        del mesh
         found = find_mode(density, jax.random.fold_in(key, 1))
         return Preparation(found.mode, found.gradients, found.gradients, found.gradients)
 

@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 
 from quincunx.engine.density import Density
-from quincunx.inference.session import Session
+from quincunx.inference.session import AGENT, Session
 
 _PACKAGES = ("quincunx", "jax", "jaxlib", "numpyro", "blackjax", "arviz-base", "numpy")
 
@@ -33,6 +33,12 @@ def count_costs(session: Session) -> dict[str, int | float]:
         costs[name] += getattr(prepared, name)
         costs[f"warmup_{name}"] += getattr(prepared, name)
     costs["data_passes"] += prepared.data_passes
+    moved = session.method.traffic(session.density, prepared.value)
+    if moved.rounds:
+        chains = sum(group.size for group in session.groups)
+        transitions = session.total("steps", "warmup") + session.total("steps", "posterior")
+        costs["bytes"] = prepared.sent + transitions * moved.sent
+        costs["rounds"] = prepared.rounds + transitions // chains * moved.rounds
     costs["compile_seconds"] = session.compile_seconds
     costs["sample_seconds"] = session.sample_seconds
     return costs
@@ -77,6 +83,12 @@ def provenance(session: Session, costs: Mapping[str, Any]) -> dict[str, Any]:
 def dims_of(density: Density, names: Sequence[str]) -> dict[str, list[str]]:
     """Dimension names of some sites."""
     return {name: density.labels.dims[name] for name in names if name in density.labels.dims}
+
+
+def agent_dims(density: Density) -> dict[str, list[str]]:
+    """Dimension names of what each agent has of the sites, among the statistics."""
+    sites = density.program.role("latent", "deterministic")
+    return {f"{AGENT}{site.name}": ["agent", *density.labels.dims[site.name]] for site in sites}
 
 
 def _fitting(dims: Mapping[str, Sequence[str]], draws: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -152,7 +164,7 @@ def build_tree(
         groups["observed_data"] = observed
     if constants:
         groups["constant_data"] = constants
-    dims = dims_of(density, list(density.labels.dims)) | constant_dims
+    dims = dims_of(density, list(density.labels.dims)) | constant_dims | agent_dims(density)
     coords = _used(density.labels.coords, dims)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Found chain dimension to be longer")

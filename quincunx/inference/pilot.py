@@ -4,9 +4,9 @@ r"""The pilot run: what stochastic-gradient samplers need to know before they st
    rows' gradient, solved by conjugate gradients.
 2. Scales G = 1 / (Fisher information + prior precision), both diagonals at the mode.
 3. In coordinates scaled by G: the largest curvature A, by power iteration with Hessian-vector
-   products, and the noise V of the gradient estimate, from the gradients of single rows one
-   G^(1/2) N(0, I) away from the mode, or for control variates from their differences to those at
-   the mode.
+   products, and the noise V of the gradient estimate, from the gradients of single rows: at the
+   mode, or for control variates their differences between the mode and points one G^(1/2) N(0, I)
+   away from it.
 4. The step size, from A, V and the tolerance; each sampler knows its own bias.
 5. The steps of a transition: the integrated autocorrelation time of the slowest coordinate of
    chains that are run for it, so that the draws of successive transitions hardly depend on each
@@ -144,17 +144,18 @@ def _survey(method: StochasticKernel, density: Density, key: Array) -> Survey:
     information = errors.diagonal / batches.rows
     precision = information + _prior_precision(view, mode, keys[3])
     spread = 1 / jnp.sqrt(precision)
-    there = mode + spread * jax.random.normal(keys[4], mode.shape, mode.dtype)
-    drawn = row_errors(view, there, mode if estimator.reduces_noise else None)
+    if estimator.reduces_noise:
+        xi = jax.random.normal(keys[4], mode.shape, mode.dtype)
+        errors = row_errors(view, mode + spread * xi, mode)
     scale = jnp.ones_like(mode)
     if method.metric == "diagonal":
         scale = 1 / precision
     elif method.metric == "rmsprop":
-        variance = finite_share(batches) * drawn.diagonal
+        variance = finite_share(batches) * errors.diagonal
         scale = 1 / (1e-5 + jnp.sqrt(variance + information))
     unit = jnp.sqrt(scale)
     curvature = largest_eigenvalue(lambda v: unit * curved(mode, unit * v), mode, keys[5])
-    noise = noise_of(drawn, scale, batches, keys[5])
+    noise = noise_of(errors, scale, batches, keys[5])
     return Survey(anchor, scale, curvature, noise, spread)
 
 

@@ -10,16 +10,21 @@ from typing import Any, Literal, TypedDict, Unpack, overload
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 from rich.console import Console
 
 from quincunx.engine.density import Density, compile
 from quincunx.engine.errors import MethodError, unknown
 from quincunx.engine.preflight import preflight
+from quincunx.engine.sharding import check_separable, cut
 from quincunx.inference import registry
 from quincunx.inference.checkpoint import Checkpoint
-from quincunx.inference.driver import Carry, placement
+from quincunx.inference.distributed.mesh import mesh as make_mesh
+from quincunx.inference.distributed.mesh import on_host, place, with_all_axes
+from quincunx.inference.distributed.network import Networked, check_agents
+from quincunx.inference.distributed.processes import is_first
+from quincunx.inference.driver import density_specs, prepared_specs
 from quincunx.inference.fit import Fit
 from quincunx.inference.handle import Run
 from quincunx.inference.job import Job
@@ -116,8 +121,9 @@ def infer(
             method: 'uniform' for most, about the mode for those that search for it.
         coords: labels by dimension name.
         chain_method: 'vectorized' (all chains at once), 'sequential' (one after the other) or
-            'parallel' (spread over the devices).
-        mesh: a JAX mesh with an axis named `chains`, for 'parallel'; all devices by default.
+            'parallel' (spread over all devices).
+        mesh: devices to spread the run over, from `mesh(chains=..., data=..., agents=...)`:
+            chains, rows of the data plates, and parties of distributed samplers.
         store: path ending in `.zarr` to which draws are appended while sampling, so that memory
             does not grow with their number; the fit reads them from there as they are used. Or
             a `Moments`, for draws too many to keep: figures of all of them and a subsample.
@@ -162,23 +168,27 @@ def infer(
         raise MethodError(f"`{type(method).__name__}` is not a kernel that the driver can run.")
     preflight(density, compares=method.promise in (Kind.EXACT, Kind.WEIGHTED))
     density = method.target(density)
-    chain_mesh, layout = _layout(chain_method, mesh, num_chains)
+    on, layout = _layout(chain_method, mesh, num_chains)
+    target = _spread_rows(method, density, on, key)
     if resume and checkpoint is None:
         raise MethodError("`resume=True` needs `checkpoint=`, the folder to resume from.")
-    label = f"{method.name} on {density.program.name}"
-    shown = progress if blocking or callable(progress) else False
-    with reporting(label, progress=shown) as report:
-        prepared = method.prepare(density, key)
-        groups = _groups(method, density, key, layout, chain_mesh, init, prepared.value)
+    title = f"{method.name} on {density.program.name}"
+    shown = progress if callable(progress) or (blocking and is_first()) else False
+    with reporting(title, progress=shown) as report:
+        prepared = method.prepare(target, key, mesh=on)
+        groups = _groups(method, target, key, layout, on, init, prepared.value)
         sink = _sink(store, groups, density, plan)
-        settings = (groups, chain_mesh, sink, key, chain_method, prepared)
-        session = Session(method, density, plan, *settings)
+        label = chain_method if mesh is None else "parallel"
+        settings = (groups, on, sink, key, label, prepared)
+        session = Session(method, density, plan, *settings, target=target)
         session.compile_seconds = time.perf_counter() - clock
         job = Job(session, _saver(checkpoint), until, resume=resume)
         if not blocking:
-            return Run(job, report, label)
+            return Run(job, report, title)
         fit = job.run(report)
-    if progress is True:
+    if jax.process_count() > 1:
+        fit.verdict  # noqa: B018 - a bias report is made by all processes together
+    if progress is True and is_first():
         Console(stderr=True, soft_wrap=True).print(fit.verdict)
     return fit
 
@@ -197,11 +207,12 @@ def _groups(
     groups = []
     for chains in layout:
         chosen = {name: value[chains] for name, value in given.items()}
-        carry, keys, found, positions = begin(
-            method, strategy, density, key, chains, chosen, prepared
-        )
-        check_start(density, found, positions)
-        carry, keys = _place(method, carry, keys, mesh)
+        given_here: Any = (key, chains, chosen, prepared)
+        if mesh is not None:
+            along, everywhere = PartitionSpec("chains"), PartitionSpec()
+            given_here = place(given_here, (everywhere, along, along, prepared_specs(method)), mesh)
+        carry, keys, found, positions = begin(method, strategy, density, *given_here, mesh=mesh)
+        check_start(density, *on_host((found, positions)))
         groups.append(Group(keys, carry))
     return groups
 
@@ -218,6 +229,9 @@ def _sink(
     """Where the draws are to go."""
     if store is None:
         return Memory()
+    if jax.process_count() > 1:
+        message = "`store` is written by one process, and this run has several: leave it out, and "
+        raise StoreError(message + "save the fit in the first process.")
     if isinstance(store, Moments):
         if plan.keep_warmup:
             message = "`store=Moments()` does not keep warm-up draws: leave out `keep_warmup`, "
@@ -250,35 +264,40 @@ def _layout(
     valid = ("vectorized", "sequential", "parallel")
     if chain_method not in valid:
         raise MethodError(unknown("chain_method", str(chain_method), valid))
-    if mesh is not None and chain_method != "parallel":
-        raise MethodError("`mesh` spreads chains over devices: add `chain_method='parallel'`.")
     if chain_method == "sequential":
+        if mesh is not None:
+            message = "`chain_method='sequential'` runs one chain after the other on one device: "
+            raise MethodError(message + "leave out `mesh`, or `chain_method`.")
         return None, [chains[index : index + 1] for index in range(num_chains)]
-    if chain_method == "vectorized":
-        return None, [chains]
     if mesh is None:
-        devices = len(jax.devices())
-        if num_chains % devices:
-            message = f"{num_chains} chains cannot be shared evenly by {devices} devices. "
-            raise MethodError(message + "Change `num_chains`, or give a `mesh` that divides it.")
-        mesh = jax.make_mesh((devices,), ("chains",), axis_types=(AxisType.Auto,))
-    if tuple(mesh.axis_names) != ("chains",):
-        message = f"`mesh` must have one axis, named 'chains', not {mesh.axis_names}. Write "
-        message += "`jax.make_mesh((n,), ('chains',), axis_types=(jax.sharding.AxisType.Auto,))`."
-        raise MethodError(message)
-    if num_chains % mesh.size:
-        message = f"{num_chains} chains cannot be shared evenly by {mesh.size} devices."
-        raise MethodError(message)
+        if chain_method == "vectorized":
+            return None, [chains]
+        mesh = make_mesh(chains=len(jax.devices()))
+    mesh = with_all_axes(mesh)
+    devices = mesh.shape["chains"]
+    if num_chains % devices:
+        message = f"{num_chains} chains cannot be shared evenly by {devices} devices. "
+        raise MethodError(message + "Change `num_chains`, or give a `mesh` that divides it.")
     return mesh, [chains]
 
 
-def _place(method: Kernel, carry: Carry, keys: Array, mesh: Mesh | None) -> tuple[Carry, Array]:
+def _spread_rows(method: Kernel, density: Density, mesh: Mesh | None, key: Array) -> Density:
+    """The density as the devices have it: with its rows spread over them, if they are to be."""
+    parted = method.share_out(density)
+    if isinstance(method, Networked):
+        check_separable(density, method.count, key)
+        check_agents(method, mesh)
+    elif mesh is not None and mesh.shape["agents"] > 1:
+        message = f"`{type(method).__name__}` has no agents, and `mesh` has an axis of them. "
+        raise MethodError(message + "Write `mesh(chains=..., data=...)`.")
     if mesh is None:
-        return carry, keys
-    lies = (placement(method, carry), PartitionSpec("chains"))
-    return jax.tree.map(
-        lambda spec, leaf: jax.device_put(leaf, NamedSharding(mesh, spec)),
-        lies,
-        (carry, keys),
-        is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
-    )
+        return parted
+    if mesh.shape["data"] == 1:
+        return place(parted, density_specs(parted), mesh)
+    if not method.sums_rows:
+        message = f"`{type(method).__name__}` takes minibatches of the rows, which are not spread "
+        raise MethodError(message + "over devices: leave `data` out of the mesh and keep `chains`.")
+    parts = mesh.shape["data"]
+    check_separable(density, parts, key)
+    spread = cut(density, parts, axis="data")
+    return place(spread, density_specs(spread), mesh)

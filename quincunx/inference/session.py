@@ -16,14 +16,17 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, PyTree
 
 from quincunx.engine.density import Density
+from quincunx.inference.distributed.mesh import on_host, place
+from quincunx.inference.distributed.processes import of_first
 from quincunx.inference.driver import TOTALS, Block, Carry, Limits, advance, buffer_length
 from quincunx.inference.method import Kernel, Machine, Preparation
 from quincunx.inference.sinks import Sink
 
+AGENT = "agent_"  # begins the names of what agents have among the statistics
 _NEVER = np.iinfo(np.int32).max // 2
 _PHASES = ("warmup", "posterior")
 _BRANCH = 2**31 - 1  # no transition has this number
@@ -123,6 +126,7 @@ class Session:
     Attributes:
         method: the kernel.
         density: the target.
+        target: the density as the devices have it.
         plan: how far the chains go and what is kept.
         groups: the chains, in groups that run together; the one that is behind runs next.
         sink: where draws go.
@@ -147,6 +151,8 @@ class Session:
         key: Array,
         layout: str,
         preparation: Preparation,
+        *,
+        target: Density | None = None,
     ) -> None:
         self.method = method
         self.density = density
@@ -157,6 +163,7 @@ class Session:
         self.key = key
         self.layout = layout
         self.preparation = preparation
+        self.target = density if target is None else target
         self.outcome: str | None = None
         self.free: bool | None = None
         self.compile_seconds = 0.0
@@ -170,7 +177,8 @@ class Session:
             for group in self.groups
         ]
         settings = (self.method, self.density, self.plan, groups, self.mesh, self.sink.copy())
-        session = Session(*settings, self.key, self.layout, self.preparation)
+        more = (self.key, self.layout, self.preparation)
+        session = Session(*settings, *more, target=self.target)
         session.compile_seconds = self.compile_seconds
         session.sample_seconds = self.sample_seconds
         session.free = self.free
@@ -190,10 +198,16 @@ class Session:
     def _schedule(self) -> PyTree:
         return jax.tree.map(np.asarray, self.method.stages(self.plan.num_warmup))
 
+    @functools.cached_property
+    def _run_key(self) -> Array:
+        return self.key if self.mesh is None else place(self.key, PartitionSpec(), self.mesh)
+
     @property
     def _capacity(self) -> int:
         longest = max(self.plan.num_warmup, self.plan.num_samples)
-        return buffer_length(self.density, self.groups[0].size, longest)
+        shard = self.target.shard
+        agents = 0 if shard is None or shard.axis is not None else shard.parts
+        return buffer_length(self.density, self.groups[0].size * (1 + agents), longest)
 
     def build(self) -> None:
         """Compile the chunk, by running one of no length."""
@@ -216,15 +230,15 @@ class Session:
             for kind in _PHASES:  # so that every phase has its names and shapes
                 self._store(kind, index, block, 0)
         group.carry = carry
-        for name, total in jax.device_get(block.totals).items():
+        for name, total in on_host(block.totals).items():
             group.totals[phase][name] += total
         kept = _kept(limits)
-        group.step_size = float(np.mean(jax.device_get(block.step_size)))
+        group.step_size = float(np.mean(on_host(block.step_size)))
         group.done = int(limits.stop)
         if kept:
             self._store(phase, index, block, kept)
         elapsed = time.perf_counter() - began
-        self._pace.update(int(limits.stop - limits.start), elapsed)
+        self._pace.update(int(limits.stop - limits.start), of_first(elapsed))
         self.sample_seconds += elapsed
         return self.progress()
 
@@ -243,7 +257,7 @@ class Session:
         """
         chains, evaluations = [], 0
         for group in self.groups:
-            zero = jax.numpy.zeros_like(group.carry.count)
+            zero = 0 * group.carry.count
             carry = Carry(change(group.carry.state), zero, zero, zero, zero > 0)
             keys = jax.vmap(functools.partial(jax.random.fold_in, data=_BRANCH))(group.keys)
             aside, parts = Group(keys, carry), []
@@ -251,7 +265,7 @@ class Session:
                 stop = min(start + self._capacity, settling + count)
                 limits = Limits(*np.asarray((start, stop, 0, settling, 1), np.int32))
                 aside.carry, block = self._call(aside, limits, free=False)
-                block, kept = jax.device_get(block), _kept(limits)
+                block, kept = on_host(block), _kept(limits)
                 parts.append({name: values[:, :kept] for name, values in block.draws.items()})
                 evaluations += int(block.totals["evaluations"].sum())
             chains.append(jax.tree.map(lambda *part: np.concatenate(part, axis=1), *parts))
@@ -294,7 +308,9 @@ class Session:
 
     def _store(self, phase: str, index: int, block: Block, kept: int) -> None:
         cut = itemgetter((slice(None), slice(kept)))
-        draws, stats = jax.tree.map(cut, jax.device_get((block.draws, block.stats)))
+        found = on_host((block.draws, block.stats, block.agents))
+        draws, stats, agents = jax.tree.map(cut, found)
+        stats |= {f"{AGENT}{name}": values for name, values in agents.items()}
         self.sink.append(phase, index, draws, stats)
 
     def _choose(self, group: Group) -> bool:
@@ -303,7 +319,10 @@ class Session:
         Free chains take a program of their own. It is not compiled where less time is left than
         that would take.
         """
-        method, chains = self.method, group.size // (1 if self.mesh is None else self.mesh.size)
+        method, chains = (
+            self.method,
+            group.size // (1 if self.mesh is None else self.mesh.shape["chains"]),
+        )
         if not isinstance(method, Machine) or chains == 1:
             return False
         if method.execution != "auto":
@@ -322,7 +341,7 @@ class Session:
                 jax.block_until_ready(self._call(group, trial, free=free))
                 seconds[free] = time.perf_counter() - start
         self.compile_seconds += time.perf_counter() - began
-        return seconds[True] < seconds[False]
+        return of_first(seconds[True]) < of_first(seconds[False])
 
     def _call(self, group: Group, limits: Limits, *, free: bool) -> tuple[Carry, Block]:
         window = _window(self._schedule, int(limits.start), self._capacity)
@@ -331,12 +350,12 @@ class Session:
             self._capacity,
             free,
             self.mesh,
-            self.density,
+            self.target,
             group.keys,
             group.carry,
             window,
             limits,
-            self.key,
+            self._run_key,
         )
 
     def _limits(self, done: int) -> tuple[Limits, str]:

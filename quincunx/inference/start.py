@@ -10,12 +10,21 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
 from quincunx.engine.density import Density
 from quincunx.engine.errors import MethodError, ModelError, unknown
 from quincunx.engine.preflight import blame
-from quincunx.inference.driver import SHARED, Carry, axes_of
+from quincunx.inference.driver import (
+    SHARED,
+    Carry,
+    axes_of,
+    density_specs,
+    own_rows,
+    placement,
+    prepared_specs,
+)
 from quincunx.inference.method import Kernel
 
 _TRIES = 100
@@ -74,12 +83,41 @@ def begin(
     chains: Any,
     given: Mapping[str, Any],
     prepared: Any = (),
+    mesh: Mesh | None = None,
 ) -> tuple[Carry, Array, Array, Array]:
     """Find a start for each chain.
+
+    Where there is a mesh, every device looks for the starts of its chains.
 
     Returns:
         The carry, the chains' step keys, which chains found a start, and the last positions.
     """
+    if mesh is None:
+        return _begin(method, strategy, density, key, chains, given, prepared)
+
+    def run(density: Density, *rest: Any) -> tuple[Carry, Array, Array, Array]:
+        return _begin(method, strategy, own_rows(density), *rest)
+
+    everywhere, along = PartitionSpec(), PartitionSpec("chains")
+    run = jax.shard_map(
+        run,
+        mesh=mesh,
+        in_specs=(density_specs(density), everywhere, along, along, prepared_specs(method)),
+        out_specs=(placement(method), along, along, along),
+        check_vma=False,
+    )
+    return run(density, key, chains, given, prepared)
+
+
+def _begin(
+    method: Kernel,
+    strategy: str,
+    density: Density,
+    key: Array,
+    chains: Any,
+    given: Mapping[str, Any],
+    prepared: Any,
+) -> tuple[Carry, Array, Array, Array]:
     start_keys, step_keys = chain_keys(key, chains)
     find = functools.partial(_find, method, strategy, density)
     state, found, position = jax.vmap(find)(start_keys, given)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from quincunx.engine.density import Density
@@ -109,6 +110,7 @@ class StochasticKernel(Discretised):
 
     kind: ClassVar[Kind] = Kind.BIASED
     in_turn: ClassVar[bool] = True
+    sums_rows: ClassVar[bool] = False
     independent: ClassVar[bool] = False  # whether minibatches must be
     state_axes: ClassVar[Any] = State._make((0, 0, 0, 0, None))
 
@@ -238,8 +240,9 @@ class StochasticKernel(Discretised):
         """The preconditioner, for samplers that have one."""
         return getattr(self, "preconditioner", None)
 
-    def prepare(self, density: Density, key: Array) -> Preparation:
+    def prepare(self, density: Density, key: Array, *, mesh: Mesh | None = None) -> Preparation:
         """A pilot run for what the settings leave open."""
+        del mesh
         from quincunx.inference.pilot import pilot  # it uses what is defined here
 
         minibatch.check_size(density, self.batch_size, type(self).__name__)

@@ -17,6 +17,7 @@ from quincunx.inference.diagnostics.convergence import convergence
 from quincunx.inference.sinks import Sink
 
 _GROWTH = 1.25
+ELSEWHERE = "another process found the target reached"
 INTERRUPTED = "it was interrupted"
 
 

@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 import functools
+import types
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from blackjax.adaptation.staged_adaptation import build_schedule
-from blackjax.adaptation.step_size import dual_averaging_adaptation
 from jaxtyping import PyTree
+
+
+@functools.cache
+def blackjax() -> Any:
+    """What is used of BlackJAX.
+
+    Its import computes something, after which a process could not join others any more.
+    """
+    with jax.ensure_compile_time_eval():
+        from blackjax.adaptation.metric_recipes import lookup_recipe
+        from blackjax.adaptation.staged_adaptation import build_schedule
+        from blackjax.adaptation.step_size import dual_averaging_adaptation
+        from blackjax.mcmc import hmc, nuts
+    return types.SimpleNamespace(
+        init=hmc.init,
+        build_kernel=nuts.build_kernel,
+        build_schedule=build_schedule,
+        dual_averaging_adaptation=dual_averaging_adaptation,
+        lookup_recipe=lookup_recipe,
+    )
 
 
 class Stage(NamedTuple):
@@ -32,14 +51,14 @@ def windows(num_warmup: int) -> Stage:
     last = np.arange(num_warmup) == num_warmup - 1
     if not num_warmup:
         return Stage(last, last, last)
-    labels = np.asarray(build_schedule(num_warmup))
+    labels = np.asarray(blackjax().build_schedule(num_warmup))
     return Stage(labels[:, 0].astype(bool), labels[:, 1].astype(bool), last)
 
 
 @functools.cache
 def averaging(target_accept: float) -> tuple:
     """Start, update and end of the dual averaging of a step size towards an acceptance."""
-    return dual_averaging_adaptation(target_accept)
+    return blackjax().dual_averaging_adaptation(target_accept)
 
 
 def choose(condition: Any, change: Any, value: PyTree) -> PyTree:

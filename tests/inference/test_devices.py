@@ -41,15 +41,90 @@ error = sd / np.sqrt(fit.convergence.ess_bulk[0])
 assert abs(fit.posterior["mu"].values.mean() - mean) < 4.5 * error
 with pytest.raises(qx.MethodError, match="6 chains cannot be shared evenly by 4 devices"):
     qx.infer(eight_schools, SCHOOLS, chain_method="parallel", num_chains=6, **options)
-with pytest.raises(qx.MethodError, match="add `chain_method='parallel'`"):
-    qx.infer(eight_schools, SCHOOLS, mesh=mesh, **options)
+with pytest.raises(qx.MethodError, match="leave out `mesh`, or `chain_method`"):
+    qx.infer(eight_schools, SCHOOLS, mesh=mesh, chain_method="sequential", **options)
+"""
+
+ROWS = """
+import jax, numpy as np, pytest
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+import quincunx as qx
+from tests.scenarios import conjugate, conjugate_posterior, logistic, logistic_data
+
+rng = np.random.default_rng(3)
+data = logistic_data(rng, 399)
+short = dict(num_warmup=6, num_samples=6, progress=False)
+alone = qx.infer(logistic, data, **short).posterior["beta"]
+spread = qx.infer(logistic, data, mesh=qx.mesh(chains=2, data=2), **short).posterior["beta"]
+np.testing.assert_allclose(alone, spread, rtol=1e-6)
+
+y = rng.normal(size=7)
+mean, sd = conjugate_posterior(y)
+slices = qx.PolarSlice(execution="lockstep")
+for method, mesh in (("nuts", qx.mesh(chains=2, data=2)), (slices, qx.mesh(data=4))):
+    fit = qx.infer(conjugate, {"y": y}, method, mesh=mesh, num_samples=2000, progress=False)
+    size = fit.convergence.ess_bulk[0]
+    assert abs(fit.posterior["mu"].values.mean() - mean) < 4 * sd / np.sqrt(size)
+    assert abs(fit.posterior["mu"].values.std() / sd - 1) < 4 / np.sqrt(size)
+    np.testing.assert_array_equal(fit.tree["observed_data"]["y"], y)
+
+with pytest.raises(qx.MethodError, match="takes minibatches of the rows"):
+    qx.infer(conjugate, {"y": y}, "sgld", mesh=qx.mesh(data=4), **short)
+with pytest.raises(qx.MethodError, match="takes 6 devices, and there are 4"):
+    qx.mesh(chains=3, data=2)
+with pytest.raises(qx.MethodError, match="Unknown axis 'rows'"):
+    qx.infer(conjugate, {"y": y}, mesh=jax.make_mesh((4,), ("rows",)), **short)
 """
 
 
-def test_parallel_chains_are_the_vectorized_ones():
+AGENTS = """
+import jax, numpy as np, pytest
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+import quincunx as qx
+from tests.laws.networks import data_of, regression
+
+short = dict(num_warmup=12, num_samples=12, progress=False, num_chains=2)
+for method in (
+    qx.ADMM(agents=(90, 30, 50, 30), graph="ring", steps=4),
+    qx.DecentralizedSGLD(agents=4, steps=4),
+    qx.FederatedSGLD(agents=4, steps=2),
+    qx.Consensus(agents=4),
+):
+    alone = qx.infer(regression, data_of(4), method, **short)
+    spread = qx.infer(regression, data_of(4), method, mesh=qx.mesh(agents=4), **short)
+    np.testing.assert_array_equal(alone.posterior["theta"], spread.posterior["theta"])
+    np.testing.assert_array_equal(alone.agents["theta"], spread.agents["theta"])
+    agents = spread._session.groups[0].carry.state.agents
+    for leaf in jax.tree.leaves(agents):  # each device has its agent alone
+        assert leaf.sharding.shard_shape(leaf.shape)[:2] == (2, 1)
+    assert alone.costs["bytes"] == spread.costs["bytes"]
+with pytest.raises(qx.MethodError, match="`mesh` has 2 devices for agents and `ADMM` has 4"):
+    qx.infer(regression, data_of(4), qx.ADMM(agents=4), mesh=qx.mesh(agents=2), **short)
+with pytest.raises(qx.MethodError, match="has its rows with its agents"):
+    qx.infer(regression, data_of(4), qx.ADMM(agents=4), mesh=qx.mesh(data=2), **short)
+with pytest.raises(qx.MethodError, match="`NUTS` has no agents"):
+    qx.infer(regression, data_of(4), mesh=qx.mesh(agents=2), **short)
+"""
+
+
+def in_four_devices(code):
     flags = "--xla_force_host_platform_device_count=4"
     environment = {**os.environ, "XLA_FLAGS": flags}
     done = subprocess.run(
-        [sys.executable, "-c", CODE], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_parallel_chains_are_the_vectorized_ones():
+    in_four_devices(CODE)
+
+
+def test_rows_on_several_devices_are_those_on_one():
+    in_four_devices(ROWS)
+
+
+def test_agents_on_their_own_devices_are_those_on_one():
+    in_four_devices(AGENTS)

@@ -11,6 +11,7 @@ import quincunx as qx
 import quincunx.distributions as dist
 from quincunx.inference import session
 from quincunx.inference.diagnostics.convergence import convergence
+from quincunx.inference.distributed.network import Networked
 from quincunx.inference.registry import _REGISTRY
 from quincunx.inference.stochastic import StochasticKernel
 from tests.laws.kernels import (
@@ -42,6 +43,10 @@ KERNELS = {
     "structured_sgld": qx.StructuredSGLD(batch_size=2, history=50),
     "bregman_langevin": qx.BregmanLangevin(),
     "proximal_mala": qx.ProximalMALA(),
+    "admm": qx.ADMM(agents=(2, 3), noise="shared"),
+    "decentralized_sgld": qx.DecentralizedSGLD(agents=2),
+    "consensus": qx.Consensus(agents=2),
+    "federated_sgld": qx.FederatedSGLD(agents=2, local_steps=2),
 }
 SHORT = {"num_warmup": 60, "num_samples": 40, "num_chains": 2, "progress": False}
 Y = np.array([0.3, 1.9, -0.4, 2.2, 1.1])
@@ -69,7 +74,7 @@ def test_every_registered_method_is_under_these_laws():
 
 
 def test_step_keeps_the_state_and_reports_the_core(kernel):
-    density = kernel.target(qx.compile(conjugate, {"y": Y}))
+    density = kernel.share_out(kernel.target(qx.compile(conjugate, {"y": Y})))
 
     @eqx.filter_jit
     def run(density, key):
@@ -82,7 +87,7 @@ def test_step_keeps_the_state_and_reports_the_core(kernel):
         leaf.shape for leaf in jax.tree.leaves(after)
     ]
     assert kernel.position(after).shape == (1,)
-    assert all(jnp.shape(leaf) == () for leaf in jax.tree.leaves(info))
+    assert all(jnp.shape(leaf) == () for leaf in jax.tree.leaves(info._replace(agents={})))
     assert info.diverging.dtype == bool
     assert info.evaluations >= 1
     assert 0 <= info.acceptance <= 1
@@ -142,6 +147,7 @@ def test_new_data_of_the_same_shape_trace_and_compile_nothing(kernel):
     qx.infer(counted, {"y": Y}, kernel, **SHORT)
     traced = len(runs)
     blocks = 4 if isinstance(kernel, StochasticKernel) else 0  # of other sizes, each traced once
+    blocks += 6 if isinstance(kernel, Networked) else 0
     assert traced <= 8 + blocks
     again = qx.infer(counted, {"y": Y + 1}, kernel, key=3, **SHORT)
     assert len(runs) == traced

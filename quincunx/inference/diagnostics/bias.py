@@ -1,6 +1,7 @@
 r"""The bias report: how wrong a sampler is whose steps are not corrected.
 
-Chains that agree cannot show that they agree on the wrong law, so four other things are looked at.
+Chains that agree cannot show that they agree on the wrong law, so other things are looked at: step
+halving for all, then three for stochastic-gradient samplers and one for distributed ones.
 
 - *Step halving*. The chains go on from where they are with half the step size and twice the steps.
   With a bias b(eps) that grows as eps, b(eps) = 2 (m(eps) - m(eps / 2)) for means m, and alike
@@ -16,6 +17,8 @@ Chains that agree cannot show that they agree on the wrong law, so four other th
   it stands for an error of variances of (16 K^2 / d)^(1/3) / 4.
 - *Kernel Stein discrepancy* on the full data, beside what independent exact draws would have
   (`diagnostics/discrepancy.py` says what it cannot see). It is no part of the verdict.
+- *Covariance ratio*. With H the Hessian of -log density at the mode and C the draws' covariance in
+  unconstrained coordinates, trace(H C) / dim: one for a Gaussian posterior.
 
 Richardson's estimate for Langevin chains: Durmus, Simsekli, Moulines, Badeau and Richard (2016),
 Stochastic gradient Richardson-Romberg Markov chain Monte Carlo, NeurIPS; the acceptance: Roberts
@@ -42,6 +45,7 @@ from quincunx.inference import minibatch
 from quincunx.inference.diagnostics.convergence import convergence, flatten
 from quincunx.inference.diagnostics.discrepancy import kernel_stein_discrepancy
 from quincunx.inference.diagnostics.verdict import Finding, Status, worst
+from quincunx.inference.distributed.mesh import on_host
 from quincunx.inference.estimators import ControlVariates
 from quincunx.inference.method import Discretised
 from quincunx.inference.mirror import MirrorKernel
@@ -50,6 +54,8 @@ from quincunx.inference.session import Session
 from quincunx.inference.stochastic import State, StochasticKernel
 
 _DRAWS = 256  # for the discrepancy
+_COUNTED = 8192  # draws for the covariance
+_FIT = (0.8, 1.25)  # covariance ratios without a word
 _PROPOSALS = 64
 _NOISY = 4  # draws at which gradients of single rows are taken
 _LONGEST, _SETTLING = 1000, 20
@@ -95,9 +101,10 @@ def bias_report(session: Session, draws: Mapping[str, Any]) -> xr.Dataset:
     }
     if isinstance(method, MirrorKernel):
         figures, passes = _virtually(session, method, density, draws)
-    else:
-        assert isinstance(method, StochasticKernel)
+    elif isinstance(method, StochasticKernel):
         figures, passes = _on_all_rows(session, method, density, draws)
+    else:
+        figures, passes = {"covariance_ratio": covariance_ratio(session, draws)}, 0.0
     figures["data_passes"] = passes + evaluations * method.passes(density)
     figures["seconds"] = time.perf_counter() - began
     data = {name: ("parameter", np.where(moving, column, 0.0)) for name, column in columns.items()}
@@ -109,6 +116,13 @@ def _slowest(values: np.ndarray) -> float:
     found = convergence({"all": values}).ess_bulk
     found = found[found > 0]
     return values.shape[0] * values.shape[1] / float(found.min()) if found.size else 0.0
+
+
+def covariance_ratio(session: Session, draws: Mapping[str, Any]) -> float:
+    """The draws' covariance against that of the Gaussian at the mode, which agents found."""
+    hessian = np.asarray(on_host(session.preparation.value.tuning.hessian))
+    z = np.asarray(_positions(session.density, draws, _COUNTED))
+    return float(np.trace(hessian @ np.atleast_2d(np.cov(z.T))) / len(hessian))
 
 
 def _moments(values: np.ndarray) -> _Moments:
@@ -273,7 +287,7 @@ def judge_bias(report: xr.Dataset, free: np.ndarray) -> list[Finding]:
     """
     findings = []
     names = [name for name, keep in zip(report["parameter"].values, free, strict=True) if keep]
-    smaller = "Use a smaller `step_size`, or leave it out to have it tuned."
+    smaller = "Use a smaller `step_size` or `tolerance`, or leave the step to be tuned."
     for what, label in (("mean", "mean"), ("sd", "standard deviation")):
         bias = np.abs(report[f"{what}_bias"].values[free])
         error = report[f"{what}_error"].values[free]
@@ -290,6 +304,23 @@ def judge_bias(report: xr.Dataset, free: np.ndarray) -> list[Finding]:
             reason = f"Step halving can tell the {label} of '{at}' only to {unsure:.2f} posterior "
             advice = "Draw more (`num_samples`), so that the bias can be told."
             findings.append(Finding("suspect", reason + "sds.", advice))
+    return findings + (_network(report) if "covariance_ratio" in report.attrs else _noise(report))
+
+
+def _network(report: xr.Dataset) -> list[Finding]:
+    ratio = report.attrs["covariance_ratio"]
+    if _FIT[0] <= ratio <= _FIT[1]:
+        return []
+    reason = (
+        f"Covariances are {ratio:.2f} times those of the Gaussian at the mode, on average: the "
+    )
+    advice = "Compare with an exact method, or use another `noise`, graph or a smaller `tolerance`."
+    return [Finding("suspect", reason + "posterior is skew, or the sampler off.", advice)]
+
+
+def _noise(report: xr.Dataset) -> list[Finding]:
+    findings = []
+    smaller = "Use a smaller `step_size`, or leave it out to have it tuned."
     noise, accepted = report.attrs["noise_bias"], report.attrs["acceptance_bias"]
     if not noise <= _NOISE:
         status = "suspect" if noise < _GRAVE_NOISE else "failed"

@@ -1,7 +1,11 @@
 """One method per file."""
 
+from quincunx.inference.methods.admm import ADMM as ADMM
 from quincunx.inference.methods.bregman_langevin import BregmanLangevin as BregmanLangevin
+from quincunx.inference.methods.consensus import Consensus as Consensus
+from quincunx.inference.methods.decentralized_sgld import DecentralizedSGLD as DecentralizedSGLD
 from quincunx.inference.methods.elliptical_slice import EllipticalSlice as EllipticalSlice
+from quincunx.inference.methods.federated_sgld import FederatedSGLD as FederatedSGLD
 from quincunx.inference.methods.hit_and_run_slice import HitAndRunSlice as HitAndRunSlice
 from quincunx.inference.methods.nuts import NUTS as NUTS
 from quincunx.inference.methods.polar_slice import PolarSlice as PolarSlice

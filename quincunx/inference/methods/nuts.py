@@ -21,16 +21,13 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from blackjax.adaptation.metric_recipes import MetricCore, lookup_recipe
-from blackjax.adaptation.step_size import DualAveragingAdaptationState
-from blackjax.mcmc import hmc, nuts
 from jaxtyping import Array, PyTree
 
 from quincunx.engine.density import Density
 from quincunx.engine.errors import MethodError
 from quincunx.inference.method import Info, Kernel, Kind, Pool, lacks_gradient, one_of, positive
 from quincunx.inference.registry import register
-from quincunx.inference.windows import Stage, averaging, choose, windows
+from quincunx.inference.windows import Stage, averaging, blackjax, choose, windows
 
 _RECIPES = {"diag": "welford_diag", "dense": "welford_dense", "low_rank": "fisher_low_rank"}
 _LOW_RANK_BUFFER = 256
@@ -46,9 +43,9 @@ class State(NamedTuple):
         metric: state of the mass matrix's estimation; holds the matrix in use.
     """
 
-    chain: hmc.HMCState
+    chain: Any
     step_size: Array
-    averaging: DualAveragingAdaptationState
+    averaging: Any
     metric: PyTree
 
 
@@ -77,6 +74,7 @@ class NUTS(Kernel):
 
     def __check_init__(self) -> None:
         """Refuse impossible settings."""
+        blackjax()
         positive("target_accept", self.target_accept, "NUTS")
         if not self.target_accept < 1:
             message = f"`NUTS(target_accept={self.target_accept})` must lie between 0 and 1."
@@ -99,7 +97,7 @@ class NUTS(Kernel):
         step_size = jnp.asarray(self.step_size, position.dtype)
         metric = _metric(self.mass_matrix).init(density.dim)
         return State(
-            hmc.init(position, density.log_density),
+            blackjax().init(position, density.log_density),
             step_size,
             jax.tree.map(jnp.asarray, start(step_size)),
             jax.tree.map(jnp.asarray, metric),
@@ -107,7 +105,7 @@ class NUTS(Kernel):
 
     def step(self, density: Density, state: State, key: Array) -> tuple[State, Info]:
         """One trajectory."""
-        kernel: Any = nuts.build_kernel(divergence_threshold=self.divergence_threshold)
+        kernel = blackjax().build_kernel(divergence_threshold=self.divergence_threshold)
         chain, info = kernel(
             key,
             state.chain,
@@ -169,6 +167,6 @@ class NUTS(Kernel):
 
 
 @functools.cache
-def _metric(name: str) -> MetricCore:
+def _metric(name: str) -> Any:
     size = _LOW_RANK_BUFFER if name == "low_rank" else None
-    return lookup_recipe(_RECIPES[name]).build_core(buffer_size=size)
+    return blackjax().lookup_recipe(_RECIPES[name]).build_core(buffer_size=size)

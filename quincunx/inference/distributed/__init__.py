@@ -1,0 +1,3 @@
+"""Meshes, collectives, launching processes."""
+
+from quincunx.inference.distributed.processes import initialize as initialize
