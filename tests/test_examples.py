@@ -132,6 +132,16 @@ def test_deconvolution():
     assert ours.verdict.status == "ok", ours.verdict
 
 
+def test_hospitals(capsys):
+    fit = run("hospitals")
+    assert fit.verdict.status != "failed", fit.verdict
+    exact = run("hospitals", "--method", "nuts", *SHORT)
+    sd = exact.posterior["beta"].std(("chain", "draw")).values
+    assert np.max(np.abs(mean(fit, "beta") - mean(exact, "beta")) / sd) < 0.25
+    assert np.max(np.abs(fit.posterior["beta"].std(("chain", "draw")).values / sd - 1)) < 0.15
+    assert "bytes" in capsys.readouterr().out
+
+
 def test_flights():
     fit = run("flights", "--num-warmup", "100", "--num-samples", "400")
     X, y = (np.asarray(fit.density.data[name]) for name in ("X", "y"))

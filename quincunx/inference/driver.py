@@ -114,7 +114,9 @@ def placement(method: Kernel) -> Carry:
 
     trees = (method.state_axes, method.parties) if method.parties else (method.state_axes,)
     state = jax.tree.map(spec, *trees, is_leaf=_absent)
-    return Carry(state, *(chains,) * 4)  # pyright: ignore[reportArgumentType]
+    zero = jnp.zeros((), jnp.int32)
+    carry = jax.tree.map(lambda _: chains, Carry(zero, zero, zero, zero, zero))
+    return eqx.tree_at(lambda carry: carry.state, carry, state)
 
 
 def prepared_specs(method: Kernel) -> Any:
