@@ -110,12 +110,12 @@ class Checkpoint:
         Raises:
             OSError: the disk is full or gone.
         """
+        session.sink.flush()
         packed = _pack_state(session)  # all processes together
         if not is_first():
             self._written = time.monotonic()
             return
         self._number += 1
-        session.sink.flush()
         blocks = session.sink.blocks[self._saved_blocks :]
         segments = list(self._segments)
         if blocks:

@@ -62,10 +62,10 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def of_first(value: float) -> float:
+def of_first(value: float | bool) -> float:  # noqa: FBT001
     """A number as the first process has it, for all."""
     if jax.process_count() == 1:
-        return value
+        return float(value)
     return float(multihost_utils.broadcast_one_to_all(np.float64(value)))
 
 
