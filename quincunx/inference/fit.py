@@ -180,7 +180,7 @@ class Fit:
             if session.method.promise is not Kind.BIASED:
                 return None
             draws = {str(name): array.values for name, array in self.posterior.items()}
-            report = bias_report(session, draws)
+            report = bias_report(session, draws, self.convergence.ess_bulk)
             self.tree[_BIAS] = xr.DataTree(report)
             session.sink.add(_BIAS, report)
         return self.tree[_BIAS].to_dataset()

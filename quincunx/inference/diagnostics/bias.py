@@ -42,7 +42,7 @@ from scipy import stats
 
 from quincunx.engine.density import Density
 from quincunx.inference import minibatch
-from quincunx.inference.diagnostics.convergence import convergence, flatten
+from quincunx.inference.diagnostics.convergence import flatten
 from quincunx.inference.diagnostics.discrepancy import kernel_stein_discrepancy
 from quincunx.inference.diagnostics.verdict import Finding, Status, worst
 from quincunx.inference.distributed.mesh import on_host
@@ -75,19 +75,21 @@ class _Moments(NamedTuple):
     sd_error: np.ndarray
 
 
-def bias_report(session: Session, draws: Mapping[str, Any]) -> xr.Dataset:
+def bias_report(session: Session, draws: Mapping[str, Any], ess: np.ndarray) -> xr.Dataset:
     """The report as a dataset over parameters; single figures are its attributes.
 
     Args:
         session: a run of a `Discretised` kernel that has ended.
         draws: its draws by site, `(chain, draw, ...)`.
+        ess: bulk effective sample sizes of their parameters.
     """
     began = time.perf_counter()
     method, density = session.method, session.density
     assert isinstance(method, Discretised)
     names, values = flatten(draws)
     count = int(np.clip(session.plan.num_samples, 2 * _SETTLING, _LONGEST))
-    settling = int(np.clip(5 * _slowest(values), _SETTLING, count))
+    slowest = _slowest(values.shape[0] * values.shape[1], ess)
+    settling = int(np.clip(5 * slowest, _SETTLING, count))
     halved, evaluations = session.branch(method.halved, count, settling)
     there = {name: halved[name] for name in draws}
     whole, half = _moments(values), _moments(flatten(there)[1])
@@ -111,11 +113,10 @@ def bias_report(session: Session, draws: Mapping[str, Any]) -> xr.Dataset:
     return xr.Dataset(data, coords={"parameter": names}, attrs=figures)
 
 
-def _slowest(values: np.ndarray) -> float:
-    """Draws that count for one, at the slowest parameter."""
-    found = convergence({"all": values}).ess_bulk
-    found = found[found > 0]
-    return values.shape[0] * values.shape[1] / float(found.min()) if found.size else 0.0
+def _slowest(number: int, ess: np.ndarray) -> float:
+    """How many of a number of draws count for one, at the slowest parameter that moves."""
+    moving = ess[ess > 0]
+    return number / float(moving.min()) if moving.size else 0.0
 
 
 def covariance_ratio(session: Session, draws: Mapping[str, Any]) -> float:
@@ -155,15 +156,8 @@ def _on_all_rows(
         found = jax.device_get(_full(method, density, state.tuning, z, key))
         noise_bias, acceptance, scores = found
         ksd, level = kernel_stein_discrepancy(np.asarray(z), scores / method.temperature)
-    figures = {
-        "step_size": float(state.tuning.step_size),
-        "steps": int(state.tuning.steps),
-        "noise_bias": float(noise_bias),
-        "acceptance": float(acceptance),
-        "acceptance_bias": _variance_error(float(acceptance), z.shape[1]),
-        "ksd": ksd,
-        "ksd_of_exact_draws": level,
-    }
+    step = (float(state.tuning.step_size), int(state.tuning.steps))
+    figures = _figures(*step, float(noise_bias), float(acceptance), z.shape[1], (ksd, level))
     rows = method.batches(density).rows
     passes = len(z) + min(_PROPOSALS, len(z)) + 2 * _NOISY * rows_used(density, rows) / rows
     return figures, passes
@@ -182,15 +176,7 @@ def _virtually(
     state = session.groups[0].carry.state
     found = _accepted(method, density, state, x, jax.random.fold_in(session.key, 3))
     acceptance, step_size, steps = (float(value) for value in jax.device_get(found))
-    figures = {
-        "step_size": step_size,
-        "steps": int(steps),
-        "noise_bias": 0.0,
-        "acceptance": acceptance,
-        "acceptance_bias": _variance_error(acceptance, x.shape[1]),
-        "ksd": ksd,
-        "ksd_of_exact_draws": level,
-    }
+    figures = _figures(step_size, int(steps), 0.0, acceptance, x.shape[1], (ksd, level))
     return figures, len(z) + len(x) * (steps + 1)
 
 
@@ -204,10 +190,25 @@ def _accepted(
     return jnp.mean(info.acceptance), info.step_size[0], info.extra["n_steps"][0]
 
 
-def _variance_error(acceptance: float, dim: int) -> float:
-    """The relative error of variances that an acceptance stands for."""
+def _figures(
+    step_size: float,
+    steps: int,
+    noise_bias: float,
+    acceptance: float,
+    dim: int,
+    discrepancy: tuple[float, float],
+) -> dict[str, float]:
+    """Single figures by name, with the error of variances that the acceptance stands for."""
     k = -2 * stats.norm.ppf(float(np.clip(acceptance, 1e-12, 1.0)) / 2)
-    return float((16 * k**2 / dim) ** (1 / 3) / 4)
+    return {
+        "step_size": step_size,
+        "steps": steps,
+        "noise_bias": noise_bias,
+        "acceptance": acceptance,
+        "acceptance_bias": float((16 * k**2 / dim) ** (1 / 3) / 4),
+        "ksd": discrepancy[0],
+        "ksd_of_exact_draws": discrepancy[1],
+    }
 
 
 def _positions(density: Density, draws: Mapping[str, Any], most: int) -> Array:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.custom_batching import sequential_vmap
 from jaxtyping import PyTree
 
@@ -24,6 +25,11 @@ def total(value: Any) -> Any:
 def largest(value: Any) -> Any:
     """The largest over agents, for all of them."""
     return _sealed(lambda value: jax.lax.pmax(value, AXIS), value)
+
+
+def anywhere(flag: Any) -> Any:
+    """Whether a flag is up at any agent, for all of them."""
+    return largest(flag.astype(jnp.int32)) > 0
 
 
 def sent(value: Any, pairs: list[tuple[int, int]]) -> Any:

@@ -204,6 +204,12 @@ class Networked(Discretised):
     def place(self, agent: PyTree) -> Array:
         """An agent's position."""
 
+    def halved(self, state: State) -> State:
+        """Half the step size and twice the iterations."""
+        tuning = state.tuning
+        half = tuning._replace(size=tuning.size / 2, steps=2 * tuning.steps)
+        return state._replace(tuning=half)
+
     @abc.abstractmethod
     def tuned(self, found: Survey) -> tuple[Any, Any]:
         """The size of an iteration, and the iterations after which draws hardly depend."""

@@ -41,7 +41,7 @@ import numpy as np
 from jaxtyping import Array
 
 from quincunx.engine.density import Density
-from quincunx.inference.distributed.collectives import AXIS, largest, locally
+from quincunx.inference.distributed.collectives import AXIS, anywhere, largest, locally
 from quincunx.inference.distributed.graph import Edges, as_edges
 from quincunx.inference.distributed.network import (
     Networked,
@@ -174,7 +174,7 @@ class ADMM(Networked):
         agent, ticks, worst = jax.lax.fori_loop(0, tuning.steps, iterate, first)
         value = locally(lambda own, x: own.log_density(x))(density, agent.x)
         draw, log_density, consensus = summarised(agent.x, value, self.count)
-        failed = largest((~(worst <= _FAR * level)).astype(jnp.int32)) > 0
+        failed = anywhere(~(worst <= _FAR * level))
         ticks = largest(ticks)
         gradients = ticks * (1 + density.dim) + tuning.steps
         spent = (gradients, gradients + 1)

@@ -28,7 +28,7 @@ from jaxtyping import Array, PyTree
 
 from quincunx.engine.density import Density
 from quincunx.engine.errors import MethodError
-from quincunx.inference.distributed.collectives import AXIS, largest, locally, total
+from quincunx.inference.distributed.collectives import AXIS, anywhere, largest, locally, total
 from quincunx.inference.distributed.network import (
     Networked,
     Prepared,
@@ -202,7 +202,7 @@ class Consensus(Networked):
         draw = self.combined(agent.weights, x)
         _, log_density, consensus = summarised(x, info.log_density, self.count)
         counts = jnp.stack([jnp.asarray(count, jnp.int32) for count in info[4:6]])
-        failed = largest(info.diverging.astype(jnp.int32)) > 0
+        failed = anywhere(info.diverging)
         made = largest(counts)
         report = Report(draw, log_density, consensus, failed, made[0], made[1])
         return agent._replace(inner=inner, info=info), report

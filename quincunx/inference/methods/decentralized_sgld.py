@@ -35,13 +35,12 @@ from jaxtyping import Array
 
 from quincunx.engine.density import Density
 from quincunx.engine.errors import MethodError
-from quincunx.inference.distributed.collectives import largest, locally
+from quincunx.inference.distributed.collectives import anywhere, locally
 from quincunx.inference.distributed.graph import Edges, as_edges
 from quincunx.inference.distributed.network import (
     Networked,
     Prepared,
     Report,
-    State,
     Tuning,
     as_agents,
     noise,
@@ -139,12 +138,6 @@ class DecentralizedSGLD(Networked):
         drawn = [[weight, -eta], [curvature * (weight - 1), weight - eta * curvature]]
         return float(np.max(np.abs(np.linalg.eigvals(drawn))))
 
-    def halved(self, state: State) -> State:
-        """Half the step size and twice the iterations."""
-        tuning = state.tuning
-        half = tuning._replace(size=tuning.size / 2, steps=2 * tuning.steps)
-        return state._replace(tuning=half)
-
     def traffic(self, density: Density, prepared: Prepared) -> Traffic:
         """Positions, and with tracking gradients, along the edges in each iteration."""
         steps, item = int(prepared.tuning.steps), np.dtype(jnp.result_type(float)).itemsize
@@ -173,7 +166,7 @@ class DecentralizedSGLD(Networked):
         carry = (agent.x, y, value, slope)
         x, y, value, slope = jax.lax.fori_loop(0, tuning.steps, iterate, carry)
         draw, log_density, consensus = summarised(x, -value, self.count)
-        failed = largest((~jnp.all(jnp.isfinite(slope))).astype(jnp.int32)) > 0
+        failed = anywhere(~jnp.all(jnp.isfinite(slope)))
         made = tuning.steps + 1
         report = Report(draw, log_density, consensus, failed, made, made)
         return Agent(x, y, jnp.ones((), bool)), report

@@ -35,12 +35,11 @@ from jaxtyping import Array
 
 from quincunx.engine.density import Density
 from quincunx.engine.errors import MethodError
-from quincunx.inference.distributed.collectives import AXIS, largest, locally, sent, total
+from quincunx.inference.distributed.collectives import AXIS, anywhere, locally, sent, total
 from quincunx.inference.distributed.network import (
     Networked,
     Prepared,
     Report,
-    State,
     Tuning,
     as_agents,
     summarised,
@@ -160,12 +159,6 @@ class FederatedSGLD(Networked):
         eps = self.step_size or 2 * self.tolerance / float(found.largest)
         return eps, 1 / (eps * float(found.least) * self.local_steps)
 
-    def halved(self, state: State) -> State:
-        """Half the step size and twice the rounds."""
-        tuning = state.tuning
-        half = tuning._replace(size=tuning.size / 2, steps=2 * tuning.steps)
-        return state._replace(tuning=half)
-
     def traffic(self, density: Density, prepared: Prepared) -> Traffic:
         """Walkers, in each round, and the draw that is kept."""
         item = np.dtype(jnp.result_type(float)).itemsize
@@ -195,7 +188,7 @@ class FederatedSGLD(Networked):
         x, first, value, (left, was) = jax.lax.fori_loop(0, tuning.steps, go, carry)
         _, log_density, spread = summarised(left, value, self.count)
         draw = total(jnp.where(jax.lax.axis_index(AXIS) == was, left, 0.0))
-        failed = largest((~jnp.all(jnp.isfinite(left))).astype(jnp.int32)) > 0
+        failed = anywhere(~jnp.all(jnp.isfinite(left)))
         made = tuning.steps * self.local_steps
         report = Report(draw, log_density, spread, failed, made, made)
         return agent._replace(x=x, first=first), report
