@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from quincunx.engine import Block
 from quincunx.engine.density import Density
-from quincunx.inference.estimators import weighed
+from quincunx.inference import minibatch
+from quincunx.inference.estimators import ControlVariates, weighed
 from quincunx.inference.minibatch import Batches
-from quincunx.inference.stochastic import Noise
+from quincunx.inference.stochastic import Noise, StochasticKernel, Tuning
 
 _ROWS, _FEW_ROWS = 400_000, 2048
 _MANY_DIMENSIONS = 256  # beyond which a covariance matrix is not made
@@ -92,6 +94,35 @@ def noise_of(errors: Errors, scale: Array, batches: Batches, key: Array) -> Nois
     share = finite_share(batches)
     largest = largest_eigenvalue(lambda v: scaled.T @ (scaled @ v), scale, key)
     return Noise(share * largest, share * jnp.mean(scale * errors.diagonal))
+
+
+@eqx.filter_jit
+def typical_noise(
+    method: StochasticKernel, density: Density, tuning: Tuning, draws: Array, key: Array
+) -> Noise:
+    """The mean of a minibatch's noise over draws, in scaled coordinates.
+
+    Args:
+        method: the sampler, whose gradient estimator it is.
+        density: the target.
+        tuning: what its chains share.
+        draws: an even number of positions, `(draw, dim)`; estimators that remember gradients are
+            taken to remember those of the other half.
+        key: for the order of the rows and the start of the power iterations.
+    """
+    estimator, view = method.estimator(density), minibatch.shuffled(density, key)
+
+    def at(pair: tuple) -> Noise:
+        position, other = pair
+        if not estimator.reduces_noise:
+            other = None
+        elif type(estimator) is ControlVariates:
+            other = tuning.anchor.position
+        found = row_errors(view, position, other)
+        return noise_of(found, tuning.scale, estimator.batches, key)
+
+    halves = jnp.split(draws, 2)
+    return jax.tree.map(jnp.mean, jax.lax.map(at, (halves[0], halves[1])))
 
 
 def finite_share(batches: Batches) -> float:
