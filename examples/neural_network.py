@@ -45,7 +45,7 @@ def main(arguments=None):
     seen, new = np.split(np.random.default_rng(0).permutation(len(digit)), [1300])
     hidden = np.tanh(X @ train(X[seen], digit[seen])[0])
     rows = {"hidden": hidden[seen], "digit": digit[seen]}
-    method = qx.SGHMC(batch_size=260)
+    method = qx.SGHMC(batch_size=650)
     fit = qx.infer(output_layer, rows, method, num_warmup=50, num_samples=num_samples)
     chance = jax.nn.softmax(hidden[new] @ fit.posterior["weight"].values).mean((0, 1))
     sure, right = np.max(chance, 1), np.argmax(chance, 1) == digit[new]

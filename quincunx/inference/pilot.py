@@ -24,13 +24,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array
 
-from quincunx.engine import Block
 from quincunx.engine.density import Density
 from quincunx.engine.errors import MethodError
+from quincunx.engine.rows import cut_evenly
+from quincunx.engine.sharding import alone, over_devices
 from quincunx.inference import minibatch
-from quincunx.inference.driver import stepping
+from quincunx.inference.driver import on_devices, stepping
 from quincunx.inference.estimators import Anchor, ControlVariates, anchored, weighed
 from quincunx.inference.method import Preparation
 from quincunx.inference.minibatch import Batches
@@ -74,8 +76,16 @@ class Survey(NamedTuple):
     spread: Array
 
 
-def pilot(method: StochasticKernel, density: Density, key: Array) -> Preparation:
+def pilot(
+    method: StochasticKernel, density: Density, key: Array, mesh: Mesh | None = None
+) -> Preparation:
     """What the settings leave open, and its cost.
+
+    Args:
+        method: the sampler.
+        density: the target.
+        key: the run's.
+        mesh: the devices, where the run is spread over several.
 
     Raises:
         MethodError: no mode with finite density was found.
@@ -87,7 +97,7 @@ def pilot(method: StochasticKernel, density: Density, key: Array) -> Preparation
     searched = not method.is_tuned or type(estimator) is ControlVariates
     gradients, passes = 0, 2.0  # to see that the likelihood is a sum over rows
     if searched:
-        survey = _survey(method, density, key)
+        survey = _survey(method, mesh, density, key)
         if not np.isfinite(np.asarray(survey.noise.largest + survey.curvature)):
             message = f"No mode of model `{density.program.name}` was found to start from: "
             message += "the search ended where the log density or its derivatives are not finite. "
@@ -102,17 +112,17 @@ def pilot(method: StochasticKernel, density: Density, key: Array) -> Preparation
         friction = jnp.asarray(getattr(method, "friction", None) or 0.0, dtype)
         tuning = Tuning(*begun, jnp.asarray(method.step_size, dtype), spread, friction, anchor)
     if method.steps is None:
-        found, made, ends = _transition(method, density, Pilot(tuning, spread, searched), key)
+        found, made, ends = _transition(method, mesh, density, Pilot(tuning, spread, searched), key)
         gradients, passes = gradients + made, passes + made / batches.number
         if searched and method.step_size is None:
-            noise = typical_noise(method, density, tuning, ends, key)
+            noise = typical_noise(method, mesh, density, tuning, ends, key)
             rows = len(ends) * rows_used(density, batches.rows)
             gradients, passes = gradients + rows, passes + rows / batches.rows
             if method.noise_bias(tuning, noise) > _SURPRISE * method.tolerance:
                 size, friction = method.tuned_step(survey.curvature, noise)
                 tuning = tuning._replace(step_size=size, friction=friction)
                 again = Pilot(tuning, spread, searched)
-                found, made, _ = _transition(method, density, again, key)
+                found, made, _ = _transition(method, mesh, density, again, key)
                 gradients, passes = gradients + made, passes + made / batches.number
         tuning = tuning._replace(steps=jnp.asarray(found, jnp.int32))
     return Preparation(Pilot(tuning, spread, searched), gradients, gradients, passes)
@@ -134,17 +144,23 @@ def _spent(density: Density, batches: Batches) -> tuple[int, float]:
 
 
 @eqx.filter_jit
-def _survey(method: StochasticKernel, density: Density, key: Array) -> Survey:
+def _survey(method: StochasticKernel, mesh: Mesh | None, density: Density, key: Array) -> Survey:
     """Mode, scales, curvature and noise."""
+    return on_devices(mesh, functools.partial(_surveyed, method), density, key)
+
+
+def _surveyed(method: StochasticKernel, density: Density, key: Array) -> Survey:
     estimator = method.estimator(density)
     batches, keys = estimator.batches, jax.random.split(key, 6)
     view = minibatch.shuffled(density, keys[0])
     search = Batches.of(density, max(batches.size, _SEARCH_ROWS))
-    some = Block(0, _hessian_rows(density, batches))
+    own, share = alone(view), 1.0 if view.shard is None else 1.0 / view.shard.parts
+    some = cut_evenly(batches.rows, -(-batches.rows // _hessian_rows(density, batches)), 0)
 
     def curved(z: Array, direction: Array) -> Array:
         """Hessian of -log density, from some rows, times a direction."""
-        return -jax.jvp(lambda z: weighed(view, z, some)[1], (z,), (direction,))[1]
+        slope = lambda z: weighed(own, z, some, share)[1]  # noqa: E731
+        return -over_devices(view, jax.jvp(slope, (z,), (direction,))[1])
 
     found = _search(view, search, 0.1 * density.initial(keys[1]), keys[2])
     rough = 1 / (
@@ -226,12 +242,12 @@ def _prior_precision(density: Density, z: Array, key: Array) -> Array:
 
 
 def _transition(
-    method: StochasticKernel, density: Density, found: Pilot, key: Array
+    method: StochasticKernel, mesh: Mesh | None, density: Density, found: Pilot, key: Array
 ) -> tuple[int, int, Array]:
     """Steps of a transition by the autocorrelation, gradients spent on them, and a few draws."""
     made, gradients, stride, ends = 0.0, 0, _STRIDES[0], jnp.zeros(())
     for stride in _STRIDES:
-        *run, ends = _rehearse(method.rehearsed, density, found, np.int32(stride), key)
+        *run, ends = _rehearse(method.rehearsed, mesh, density, found, np.int32(stride), key)
         record, spent = jax.device_get(run)
         gradients += int(spent)
         made = autocorrelation_time(record)
@@ -243,7 +259,12 @@ def _transition(
 
 @eqx.filter_jit
 def _rehearse(
-    method: StochasticKernel, density: Density, found: Pilot, stride: Any, key: Array
+    method: StochasticKernel,
+    mesh: Mesh | None,
+    density: Density,
+    found: Pilot,
+    stride: Any,
+    key: Array,
 ) -> tuple[Array, Array, Array]:
     """Chains that are run to see how they move.
 
@@ -251,6 +272,12 @@ def _rehearse(
         Some coordinates every `stride` steps, `(chain, record, coordinate)`; gradients spent; where
         the chains were in the middle and at the end, `(draw, dim)`.
     """
+    return on_devices(mesh, functools.partial(_rehearsed, method), density, found, stride, key)
+
+
+def _rehearsed(
+    method: StochasticKernel, density: Density, found: Pilot, stride: Any, key: Array
+) -> tuple[Array, Array, Array]:
     view = minibatch.shuffled(density, jax.random.fold_in(key, 0))
     keys = jax.random.split(jax.random.fold_in(key, 1), _CHAINS)
     tuning = found.tuning._replace(steps=jnp.asarray(stride, jnp.int32))

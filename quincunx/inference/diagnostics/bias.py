@@ -28,6 +28,7 @@ the Royal Statistical Society B 60:255.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -37,6 +38,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 from scipy import stats
 
@@ -44,7 +46,8 @@ from quincunx.engine.density import Density
 from quincunx.inference.diagnostics.convergence import flatten
 from quincunx.inference.diagnostics.discrepancy import kernel_stein_discrepancy
 from quincunx.inference.diagnostics.verdict import Finding, Status, worst
-from quincunx.inference.distributed.mesh import on_host
+from quincunx.inference.distributed.mesh import on_host, place
+from quincunx.inference.driver import on_devices
 from quincunx.inference.method import Discretised
 from quincunx.inference.mirror import MirrorKernel
 from quincunx.inference.noise import rows_used, typical_noise
@@ -152,12 +155,13 @@ def _on_all_rows(
     z = _positions(density, draws, _DRAWS)
     with np.errstate(all="ignore"):
         some = z[:: max(len(z) // (2 * _NOISY), 1)][: 2 * _NOISY]
-        noise = typical_noise(method, density, state.tuning, some[: len(some) // 2 * 2], key)
-        found = (
-            method.noise_bias(state.tuning, noise),
-            *_full(method, density, state.tuning, z, key),
-        )
-        noise_bias, acceptance, scores = jax.device_get(found)
+        on, rest = (method, session.mesh, session.target), (state.tuning, some, z, key)
+        if session.mesh is not None:
+            rest = place(rest, PartitionSpec(), session.mesh)
+        tuning, some, z, key = rest
+        noise = typical_noise(*on, tuning, some[: len(some) // 2 * 2], key)
+        found = (method.noise_bias(tuning, noise), *_full(*on, tuning, z, key))
+        noise_bias, acceptance, scores = on_host(found)
         ksd, level = kernel_stein_discrepancy(np.asarray(z), scores / method.temperature)
     step = (float(state.tuning.step_size), int(state.tuning.steps))
     figures = _figures(*step, float(noise_bias), float(acceptance), z.shape[1], (ksd, level))
@@ -230,17 +234,23 @@ def _unconstrained(density: Density, values: Mapping[str, Any]) -> Array:
 
 @eqx.filter_jit
 def _full(
-    method: StochasticKernel, density: Density, tuning: Any, z: Array, key: Array
+    method: StochasticKernel,
+    mesh: Mesh | None,
+    density: Density,
+    tuning: Any,
+    z: Array,
+    key: Array,
 ) -> tuple[Array, Array]:
     """Mean virtual acceptance, and scores at positions."""
+    scored = functools.partial(on_devices, mesh, _scores, density)
     temperature = method.temperature
-    values, scores = _scores(density, z)
+    values, scores = scored(z)
     step, scale = method.euler_step(tuning), tuning.scale[None]
     some = slice(0, None, max(len(z) // _PROPOSALS, 1))
     here, value, score = z[some], values[some], scores[some]
     xi = jax.random.normal(key, here.shape, here.dtype)
     there = here + step * scale * score + jnp.sqrt(2 * step * temperature * scale) * xi
-    new_value, new_score = _scores(density, there)
+    new_value, new_score = scored(there)
 
     def transition(start: Array, slope: Array, end: Array) -> Array:
         error = end - start - step * scale * slope
