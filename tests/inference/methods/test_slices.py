@@ -365,6 +365,7 @@ def test_unit_vectors_move_on_the_sphere(name, directions):
     assert abs(along.mean() - expected) < 4.5 * standard_error(along)
 
 
+@pytest.mark.slow
 def test_several_unit_vectors_alone():
     """Bingham-like laws on a plate of circles: E cos 2a = I1(c) / I0(c)."""
     from scipy.special import ive

@@ -169,12 +169,12 @@ def test_starts_are_about_the_mode_unless_they_are_given():
 @pytest.mark.parametrize(
     "method",
     [
-        qx.SGLD(preconditioner="rmsprop"),
-        qx.SGLD(schedule="cyclical"),
-        qx.SGLD(schedule="polynomial"),
-        qx.SGLD(control_variates="svrg"),
+        pytest.param(qx.SGLD(preconditioner="rmsprop"), marks=pytest.mark.slow),
+        pytest.param(qx.SGLD(schedule="cyclical"), marks=pytest.mark.slow),
+        pytest.param(qx.SGLD(schedule="polynomial"), marks=pytest.mark.slow),
+        pytest.param(qx.SGLD(control_variates="svrg"), marks=pytest.mark.slow),
         qx.SGLD(control_variates="saga"),
-        qx.SGHMC(control_variates="mode"),
+        pytest.param(qx.SGHMC(control_variates="mode"), marks=pytest.mark.slow),
         qx.SGNHT(),
     ],
     ids=str,
