@@ -22,6 +22,7 @@ from quincunx.inference import NUTS as NUTS
 from quincunx.inference import SGHMC as SGHMC
 from quincunx.inference import SGLD as SGLD
 from quincunx.inference import SGNHT as SGNHT
+from quincunx.inference import Amortized as Amortized
 from quincunx.inference import Approximation as Approximation
 from quincunx.inference import BregmanLangevin as BregmanLangevin
 from quincunx.inference import Budget as Budget
@@ -50,12 +51,15 @@ from quincunx.inference import Status as Status
 from quincunx.inference import StoreError as StoreError
 from quincunx.inference import StructuredSGLD as StructuredSGLD
 from quincunx.inference import Trained as Trained
+from quincunx.inference import Training as Training
 from quincunx.inference import Until as Until
 from quincunx.inference import Weighted as Weighted
+from quincunx.inference import amortize as amortize
 from quincunx.inference import applicable as applicable
 from quincunx.inference import distributed as distributed
 from quincunx.inference import infer as infer
 from quincunx.inference import load as load
+from quincunx.inference import load_amortized as load_amortized
 from quincunx.inference import load_sampler as load_sampler
 from quincunx.inference import mesh as mesh
 from quincunx.inference import methods as methods

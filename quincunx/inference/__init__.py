@@ -1,6 +1,10 @@
 """From a density to a Fit. Knows nothing of the language."""
 
 from quincunx.inference import distributed as distributed
+from quincunx.inference.amortized.sampler import Amortized as Amortized
+from quincunx.inference.amortized.sampler import amortize as amortize
+from quincunx.inference.amortized.sampler import load_amortized as load_amortized
+from quincunx.inference.amortized.training import Training as Training
 from quincunx.inference.approximate import Trained as Trained
 from quincunx.inference.approximate import load_sampler as load_sampler
 from quincunx.inference.checkpoint import Checkpoint as Checkpoint

@@ -95,6 +95,8 @@ class Fit:
         sampler: Any = None,
         outcome: str = "",
         skipped: int = 0,
+        made: tuple[Mapping[str, np.ndarray], np.ndarray] | None = None,
+        notes: Mapping[str, str | int | float] | None = None,
     ) -> Fit:
         """The fit of weighted draws.
 
@@ -112,6 +114,9 @@ class Fit:
             sampler: what was learned, for further draws.
             outcome: why the work ended before its plan, empty where it did not.
             skipped: steps of training that were left out because they were not finite.
+            made: constrained values by site and log densities, `(batch, n, ...)`, where they are
+                known already.
+            notes: further attributes of the tree.
         """
         z, log_weight = np.asarray(z), np.asarray(log_weight, float)
         if log_weight.ndim == 1:
@@ -119,7 +124,7 @@ class Fit:
             tempered = None if tempered is None else np.asarray(tempered)[None]
         tempered = None if tempered is None else np.asarray(tempered, float)
         draws = Draws(z, log_weight, tempered, independent)
-        settings = (density, draws, method, as_key(key), costs, outcome, skipped)
+        settings = (density, draws, method, as_key(key), costs, outcome, skipped, made, notes)
         tree = functools.partial(weighted_tree, *settings)
         fit = cls(tree, method=method, costs=costs, density=density, draws=draws, sampler=sampler)
         fit._told = (outcome, skipped)

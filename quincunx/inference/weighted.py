@@ -66,6 +66,8 @@ def weighted_tree(
     costs: Mapping[str, int | float],
     outcome: str,
     skipped: int,
+    made: tuple[Mapping[str, np.ndarray], np.ndarray] | None = None,
+    notes: Mapping[str, str | int | float] | None = None,
 ) -> xr.DataTree:
     """The tree of weighted draws.
 
@@ -73,8 +75,20 @@ def weighted_tree(
     Pareto-smoothed weights; `sample_stats` their log density and the raw weight of each;
     `weighted_posterior` and `weighted_sample_stats` the draws as they were made, with `log_weight`
     and `log_weight_smoothed`, which is normalised.
+
+    Args:
+        density: the target.
+        draws: the weighted draws.
+        method: what made them.
+        key: for resampling.
+        costs: by name.
+        outcome: why the work ended before its plan.
+        skipped: steps of training that were left out.
+        made: constrained values by site and log densities where they are known, `(batch, draw,
+            ...)`; else they are computed.
+        notes: further attributes.
     """
-    values, lp = jax.device_get(_values(density, jnp.asarray(draws.z)))
+    values, lp = made or jax.device_get(_values(density, jnp.asarray(draws.z)))
     smoothed, _ = pareto_smoothed(draws.log_weight)
     stats = {"log_weight": draws.log_weight, "log_weight_smoothed": smoothed, "lp": lp}
     groups = {WEIGHTED: values, WEIGHTS: stats}
@@ -93,7 +107,7 @@ def weighted_tree(
         groups[WEIGHTS]["tempered_log_weight"] = np.moveaxis(draws.tempered, 1, 2)
     tree = labelled(density, groups)
     attributes = about(density, method, key, costs, outcome)
-    attributes |= {"independent": int(draws.independent), "skipped": skipped}
+    attributes |= {"independent": int(draws.independent), "skipped": skipped, **(notes or {})}
     for group in groups:
         tree[group].attrs.update(attributes)
     return tree

@@ -13,8 +13,6 @@ Zaheer, Kottur, Ravanbakhsh, Poczos, Salakhutdinov and Smola (2017), Deep sets, 
 
 from __future__ import annotations
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -24,13 +22,6 @@ from jaxtyping import Array, Float
 from quincunx.inference.amortized.inputs import Inputs, Layout
 
 _IQR = 1.349  # interquartile range of a standard normal variable
-
-
-def narrow(tree: Any) -> Any:
-    """A tree with its floating-point arrays in single precision."""
-    return jax.tree.map(
-        lambda leaf: leaf.astype(jnp.float32) if eqx.is_inexact_array(leaf) else leaf, tree
-    )
 
 
 class Scale(eqx.Module):
@@ -125,6 +116,4 @@ class Encoder(eqx.Module):
 
 
 def _network(size: int, width: int, key: Array) -> eqx.nn.MLP:
-    return eqx.nn.MLP(
-        size, width, width, 2, activation=jax.nn.silu, dtype=jnp.float32, key=key
-    )
+    return eqx.nn.MLP(size, width, width, 2, activation=jax.nn.silu, dtype=jnp.float32, key=key)

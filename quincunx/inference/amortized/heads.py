@@ -26,8 +26,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from quincunx.inference.amortized.encoder import narrow
-
 _WIDEST = 6.0  # |log of a scale|, in prior standard deviations, beyond which it hardly goes
 _COMPONENTS, _LAYERS, _KNOTS, _INTERVAL = 8, 5, 8, 5.0
 
@@ -101,7 +99,7 @@ class Mixture(Head):
 
 
 class Flow(Head):
-    """A coupling flow of FlowJAX with rational quadratic splines."""
+    """A coupling flow of FlowJAX with rational quadratic splines, in the precision JAX runs in."""
 
     bijection: Any
     dim: int = eqx.field(static=True)
@@ -111,25 +109,26 @@ class Flow(Head):
         from flowjax.distributions import StandardNormal
         from flowjax.flows import coupling_flow
 
-        spline = RationalQuadraticSpline(knots=_KNOTS, interval=_INTERVAL)
         flow = coupling_flow(
             key,
             base_dist=StandardNormal((dim,)),
-            transformer=spline,
+            transformer=RationalQuadraticSpline(knots=_KNOTS, interval=_INTERVAL),
             cond_dim=width,
             flow_layers=layers,
             nn_width=width,
             nn_activation=jax.nn.silu,
         )
-        self.dim, self.bijection = dim, narrow(flow.bijection)
+        self.dim, self.bijection = dim, flow.bijection
 
     def log_prob(self, z: Array, context: Array) -> Array:
         """Log density at a point."""
+        z, context = _wide(z), _wide(context)
         e, log_jacobian = self.bijection.inverse_and_log_det(z, context)
         return _standard(e) + log_jacobian
 
     def draw(self, key: Array, context: Array, n: int) -> tuple[Array, Array]:
         """Independent draws and their log density."""
+        context = _wide(context)
         e = jax.random.normal(key, (n, self.dim), context.dtype)
 
         def one(e: Array) -> tuple[Array, Array]:
@@ -137,6 +136,10 @@ class Flow(Head):
             return z, _standard(e) - log_jacobian
 
         return jax.vmap(one)(e)
+
+
+def _wide(values: Array) -> Array:
+    return values.astype(jnp.result_type(float))
 
 
 def _standard(e: Array) -> Array:

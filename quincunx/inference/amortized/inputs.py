@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -108,7 +107,9 @@ def layout_of(density: Density, rows: Any) -> Layout:
         ranges = dict(rows)
     elif rows is not None and len(plates) > 1:
         message = f"Model `{program.name}` has {len(plates)} data plates: give `rows` as a dict "
-        raise MethodError(message + f"by plate name, such as `rows={{'{next(iter(plates))}': ...}}`.")
+        raise MethodError(
+            message + f"by plate name, such as `rows={{'{next(iter(plates))}': ...}}`."
+        )
     else:
         ranges = dict.fromkeys(plates, rows)
     names = program.signature.array_names
@@ -150,7 +151,9 @@ def with_rows(density: Density, layout: Layout, counts: Sequence[Any]) -> Densit
     number = {rows.plate: jnp.asarray(n) for rows, n in zip(layout.sets, counts, strict=True)}
     starts = {rows.plate: jnp.zeros((), jnp.int32) for rows in layout.sets}
     shard = Shard(starts, number, 1, 1.0, None)
-    return Density(density.leaves, density.temperature, density.program, density.labels, shard=shard)
+    return Density(
+        density.leaves, density.temperature, density.program, density.labels, shard=shard
+    )
 
 
 def inputs_of(layout: Layout, leaves: Sequence[Any], counts: Sequence[Any]) -> Inputs:
@@ -184,5 +187,3 @@ def sizes_of(program: Program, layout: Layout, leaves: Sequence[Any]) -> list[in
             raise ModelError(message + "include it.")
         found.append(size)
     return found
-
-

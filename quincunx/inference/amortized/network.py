@@ -53,7 +53,7 @@ class Network(eqx.Module):
     scale: Float[Array, " dim"]
 
     def log_prob(self, z: Float[Array, " dim"], inputs: Inputs) -> Float[Array, ""]:
-        """log q(z | data), in single precision."""
+        """Log q(z | data), in single precision."""
         location, scale = self._affine()
         u = ((z - location) / scale).astype(jnp.float32)
         log_scale = jnp.sum(jnp.log(scale)).astype(jnp.float32)
@@ -65,7 +65,7 @@ class Network(eqx.Module):
         """Draws at the context of a data set, and their log density."""
         location, scale = self._affine()
         u, log_q = self.head.draw(key, context, n)
-        z = location + scale * u.astype(scale.dtype)
+        z = location[None] + scale[None] * u.astype(scale.dtype)
         return z, log_q.astype(scale.dtype) - jnp.sum(jnp.log(scale))
 
     def _affine(self) -> tuple[Array, Array]:
@@ -82,15 +82,17 @@ def build(source: Source, head: str, width: int, key: Array) -> Network:
     one_of("head", head, HEADS, "amortize")
     dim, name = source.density.dim, source.density.program.name
     if dim > _MOST:
-        message = f"Model `{name}` has {dim} unconstrained parameters; `amortize` is good for up to "
+        message = (
+            f"Model `{name}` has {dim} unconstrained parameters; `amortize` is good for up to "
+        )
         raise MethodError(message + f"{_MOST}. Sum some out of the model, or use `infer`.")
-    pilot, encoding, start = jax.random.split(key, 3)
-    data, inputs = jax.device_get(_simulated(source, jax.random.split(pilot, _PILOT)))
+    keys = jax.random.split(jax.random.split(key)[0], _PILOT)
+    data, inputs = jax.device_get(_simulated(source, keys))
     z = data.z[np.isfinite(data.z).all(axis=1)]
     if len(z) < _PILOT // 2:
-        message = f"Of {_PILOT} parameter sets drawn from the prior of model `{name}` only {len(z)} "
-        raise ModelError(message + "are finite in unconstrained space. Use priors with less mass at "
-                         "the ends of their supports.")
+        message = f"Of {_PILOT} parameter sets from the prior of model `{name}` only {len(z)} are "
+        message += "finite in unconstrained space. Use priors with less mass at the ends of their "
+        raise ModelError(message + "supports.")
     spread = Scale.of(z)
     if not np.isfinite(spread.spread).all():
         raise ModelError(f"A parameter of model `{name}` never varies under its prior.")
@@ -98,11 +100,37 @@ def build(source: Source, head: str, width: int, key: Array) -> Network:
         Scale.of(np.concatenate([rows[:count] for rows, count in zip(values, counts, strict=True)]))
         for values, counts in zip(inputs.sets, inputs.counts, strict=True)
     )
-    fixed = Scale.of(inputs.fixed)
-    encoder = Encoder(source.layout, (sets, fixed), width, encoding)
+    scales = (sets, Scale.of(inputs.fixed))
+    return assemble(source, head, width, scales, spread, jax.random.split(key)[1])
+
+
+def assemble(
+    source: Source,
+    head: str,
+    width: int,
+    scales: tuple[tuple[Scale, ...], Scale],
+    parameters: Scale,
+    key: Array,
+) -> Network:
+    """A network with random weights and given scales of the data and of the parameters."""
+    encoding, start = jax.random.split(key)
+    dim = source.density.dim
+    encoder = Encoder(source.layout, scales, width, encoding)
     kind = ("mixture" if dim <= _MIXTURE else "flow") if head == "auto" else head
     made: Any = {"mixture": Mixture, "flow": Flow}[kind](dim, width, start)
-    return Network(encoder, made, spread.centre, spread.spread)
+    return Network(encoder, made, parameters.centre, parameters.spread)
+
+
+def skeleton(source: Source, head: str, width: int) -> Network:
+    """A network whose arrays have shapes alone, for loading."""
+
+    def make(key: Array) -> Network:
+        form: Any = jax.eval_shape(lambda key: source.inputs(source(key)), key)
+        sizes = [*(rows.shape[1] for rows in form.sets), form.fixed.shape[0], source.density.dim]
+        *sets, fixed, parameters = (Scale(jnp.zeros(size), jnp.ones(size)) for size in sizes)
+        return assemble(source, head, width, (tuple(sets), fixed), parameters, key)
+
+    return eqx.filter_eval_shape(make, jax.random.key(0))
 
 
 @eqx.filter_jit

@@ -21,7 +21,6 @@ from quincunx.inference.amortized.inputs import (
     Layout,
     inputs_of,
     layout_of,
-    padded,
     with_rows,
 )
 
@@ -107,7 +106,12 @@ def with_leaves(density: Density, leaves: list[Any]) -> Density:
 
 
 def source_of(
-    model: Callable[..., Any], simulate: Mapping[str, Any] | Simulate, rows: Any, key: Array
+    model: Callable[..., Any],
+    simulate: Mapping[str, Any] | Simulate,
+    rows: Any,
+    key: Array,
+    *,
+    checked: bool = True,
 ) -> Source:
     """Where the simulated data sets of a model come from.
 
@@ -116,6 +120,7 @@ def source_of(
         simulate: an example of the data, or a traceable function of a key that returns one.
         rows: least and most rows of a data set.
         key: for checks.
+        checked: whether to look at simulated data sets, which takes seconds.
 
     Raises:
         ModelError: the model cannot be simulated from, or rows vary that cannot.
@@ -144,7 +149,8 @@ def source_of(
                 message += f"return the most that a data set may have, {site.most}; how many of "
                 raise MethodError(message + "them are used is drawn for each data set.")
         source = Source(largest, layout, None, function)
-    check_rows(model, source, key)
+    if checked:
+        check_rows(model, source, key)
     return source
 
 

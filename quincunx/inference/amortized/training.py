@@ -8,7 +8,6 @@ of the weights over late steps.
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,18 +24,21 @@ from quincunx.engine.errors import MethodError
 from quincunx.inference.amortized.inputs import Inputs
 from quincunx.inference.amortized.network import Network
 from quincunx.inference.amortized.sources import Source
-from quincunx.inference.session import Pace
+from quincunx.inference.method import positive
+from quincunx.inference.session import Pace, Progress
+from quincunx.inference.stopping import INTERRUPTED
 
 _CLIP = 1.0  # largest norm of a gradient
 _AVERAGED = 0.998  # weight of the past in the average of the network's weights
 _WARMING = 0.03  # share of the training in which the learning rate rises
-_HELD_OUT = 1024  # data sets of the held-out loss
+_HELD_OUT, _PARTS = 1024, 8  # data sets of the held-out loss, and in how many parts
+_ENDLESS = 2**30  # steps
 _SECONDS = 1.0  # a chunk takes about so long
 
 
 @dataclass(frozen=True)
-class Budget:
-    """What a training may cost; it ends with the limit that is reached first.
+class Training:
+    """How a network is trained; it ends with the limit that is reached first.
 
     The learning rate falls to zero towards that limit. With a limit of `seconds` the result depends
     on the machine's speed.
@@ -45,55 +47,55 @@ class Budget:
         steps: gradient steps.
         seconds: time, compilation not counted.
         simulations: simulated data sets.
+        batch_size: data sets of a step.
+        learning_rate: its largest value.
     """
 
     steps: int | None = None
     seconds: float | None = None
     simulations: int | None = None
+    batch_size: int = 128
+    learning_rate: float = 5e-3
 
     def __post_init__(self) -> None:
-        """Refuse a budget without limits or with wrong ones."""
-        limits = {name: getattr(self, name) for name in ("steps", "seconds", "simulations")}
-        if all(limit is None for limit in limits.values()):
-            raise MethodError("`Budget()` needs a limit: `steps`, `seconds` or `simulations`.")
-        for name, limit in limits.items():
-            if limit is None:
+        """Refuse a training without limits or with wrong settings."""
+        if self.steps is None and self.seconds is None and self.simulations is None:
+            raise MethodError("`Training()` needs a limit: `steps`, `seconds` or `simulations`.")
+        for name in ("steps", "seconds", "simulations", "batch_size", "learning_rate"):
+            value = getattr(self, name)
+            if value is None and name not in ("batch_size", "learning_rate"):
                 continue
-            whole = name == "seconds" or hasattr(limit, "__index__")
-            if isinstance(limit, bool) or not whole or not limit > 0:
-                kind = "number" if name == "seconds" else "integer"
-                raise MethodError(f"`Budget({name}={limit!r})` must be a positive {kind}.")
+            positive(name, value, "Training")
+            if name not in ("seconds", "learning_rate") and not isinstance(value, int):
+                raise MethodError(f"`Training({name}={value!r})`: {name} must be an integer.")
 
-    def share(self, steps: int, seconds: float, batch_size: int) -> float:
-        """Which share of the budget so many steps and seconds are."""
-        spent = [
-            cost / limit
-            for cost, limit in (
-                (steps, self.steps),
-                (seconds, self.seconds),
-                (steps * batch_size, self.simulations),
-            )
-            if limit is not None
-        ]
-        return max(spent)
+    def share(self, steps: int, seconds: float) -> float:
+        """Which share of the limits so many steps and seconds are."""
+        costs = (steps, self.steps), (seconds, self.seconds)
+        costs = (*costs, (steps * self.batch_size, self.simulations))
+        return max(cost / limit for cost, limit in costs if limit is not None)
 
-    def remaining(self, steps: int, batch_size: int) -> int:
+    def remaining(self, steps: int) -> int:
         """Steps that are left of the limits that count them."""
-        left = [2**30]
+        left = [_ENDLESS]
         if self.steps is not None:
             left.append(self.steps - steps)
         if self.simulations is not None:
-            left.append(-(-self.simulations // batch_size) - steps)
+            left.append(-(-self.simulations // self.batch_size) - steps)
         return max(min(left), 0)
 
 
-def as_budget(budget: Any) -> Budget:
-    """A budget from itself or a number of steps."""
-    if isinstance(budget, Budget):
+def as_training(budget: Any) -> Training:
+    """A training from itself or a number of steps.
+
+    Raises:
+        MethodError: it is neither.
+    """
+    if isinstance(budget, Training):
         return budget
-    if hasattr(budget, "__index__") and not isinstance(budget, bool):
-        return Budget(steps=int(budget))
-    message = f"`budget` must be a number of steps or a `qx.Budget(...)`, not {budget!r}."
+    if isinstance(budget, int) and not isinstance(budget, bool):
+        return Training(steps=budget)
+    message = f"`budget` must be a number of steps or a `qx.Training(...)`, not {budget!r}."
     raise MethodError(message)
 
 
@@ -115,24 +117,6 @@ class Learner(NamedTuple):
     steps: Array
     skipped: Array
     dropped: Array
-
-
-class Told(NamedTuple):
-    """What an observer of a training is told between chunks.
-
-    Attributes:
-        done: steps so far.
-        total: steps to be made, as far as the limits say; `None` where time is the limit.
-        loss: the held-out loss, E[-log q(z | data)] in nats.
-        skipped: steps that were left out because they were not finite.
-        seconds: time so far, compilation left out.
-    """
-
-    done: int
-    total: int | None
-    loss: float
-    skipped: int
-    seconds: float
 
 
 class Outcome(NamedTuple):
@@ -172,65 +156,55 @@ def loss_of(network: Network, z: Array, inputs: Inputs) -> tuple[Array, Array]:
     return jnp.sum(terms) / jnp.maximum(jnp.sum(finite), 1), jnp.sum(~finite)
 
 
-@functools.cache
-def _compiled() -> Any:
-    """The chunk and the held-out loss, compiled once for each form of source and network."""
+@eqx.filter_jit
+def _chunk(
+    source: Source, shape: Network, learner: Learner, key: Array, plan: tuple, batch: int
+) -> Learner:
+    """Steps up to a number; the plan says which share of the training they are."""
+    stop, origin, shares, peak = plan
 
-    @eqx.filter_jit(donate="none")
-    def chunk(
-        source: Source, shape: Network, learner: Learner, key: Array, plan: tuple, batch: int
-    ) -> Learner:
-        stop, origin, shares, peak = plan
+    def loss(weights: Any, key: Array) -> tuple[Array, Array]:
+        data = jax.vmap(source)(jax.random.split(key, batch))
+        return loss_of(eqx.combine(weights, shape), data.z, jax.vmap(source.inputs)(data))
 
-        def loss(weights: Any, key: Array) -> tuple[Array, Array]:
-            data = jax.vmap(source)(jax.random.split(key, batch))
-            network = eqx.combine(weights, shape)
-            return loss_of(network, data.z, jax.vmap(source.inputs)(data))
+    def step(learner: Learner) -> Learner:
+        here = jax.random.fold_in(key, learner.steps)
+        (value, dropped), slope = jax.value_and_grad(loss, has_aux=True)(learner.weights, here)
+        fine = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(slope))
+        share = shares[0] + shares[1] * (learner.steps - origin)
+        rise = jnp.minimum((share + shares[1]) / _WARMING, 1.0)
+        rate = peak * rise * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(share, 0.0, 1.0)))
+        change, optimiser = _optimiser().update(slope, learner.optimiser)
+        moved = jax.tree.map(
+            lambda old, part: old - (rate * part).astype(old.dtype), learner.weights, change
+        )
+        before = (learner.weights, learner.optimiser)
+        weights, optimiser = jax.tree.map(
+            lambda new, old: jnp.where(fine, new, old), (moved, optimiser), before
+        )
+        past = jnp.minimum(_AVERAGED, (1 + learner.steps) / (10 + learner.steps))
+        averaged = jax.tree.map(
+            lambda old, new: (past * old + (1 - past) * new).astype(old.dtype),
+            learner.averaged,
+            weights,
+        )
+        out = learner.skipped + (~fine).astype(jnp.int32)
+        dropped = learner.dropped + dropped.astype(jnp.int32)
+        return Learner(weights, averaged, optimiser, learner.steps + 1, out, dropped)
 
-        def step(learner: Learner) -> Learner:
-            here = jax.random.fold_in(key, learner.steps)
-            (value, dropped), slope = jax.value_and_grad(loss, has_aux=True)(learner.weights, here)
-            fine = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(slope))
-            slope = jax.tree.map(lambda part: jnp.where(fine, part, 0.0), slope)
-            share = shares[0] + shares[1] * (learner.steps - origin)
-            rising = jnp.minimum(share / _WARMING, 1.0)
-            rate = peak * rising * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(share, 0.0, 1.0)))
-            change, optimiser = _optimiser().update(slope, learner.optimiser)
-            moved = jax.tree.map(
-                lambda old, part: old - (rate * part).astype(old.dtype), learner.weights, change
-            )
-            kept = jax.tree.map(
-                lambda new, old: jnp.where(fine, new, old),
-                (moved, optimiser),
-                (learner.weights, learner.optimiser),
-            )
-            past = jnp.minimum(_AVERAGED, (1 + learner.steps) / (10 + learner.steps))
-            averaged = jax.tree.map(
-                lambda old, new: (past * old + (1 - past) * new).astype(old.dtype),
-                learner.averaged,
-                kept[0],
-            )
-            return Learner(
-                kept[0],
-                averaged,
-                kept[1],
-                learner.steps + 1,
-                learner.skipped + ~fine,
-                learner.dropped + dropped,
-            )
+    return jax.lax.while_loop(lambda learner: learner.steps < stop, step, learner)
 
-        return jax.lax.while_loop(lambda learner: learner.steps < stop, step, learner)
 
-    @eqx.filter_jit
-    def held_out(source: Source, shape: Network, weights: Any, key: Array) -> Array:
-        def part(key: Array) -> Array:
-            data = jax.vmap(source)(jax.random.split(key, _HELD_OUT // 8))
-            network = eqx.combine(weights, shape)
-            return loss_of(network, data.z, jax.vmap(source.inputs)(data))[0]
+@eqx.filter_jit
+def _held_out(source: Source, shape: Network, weights: Any, key: Array) -> Array:
+    """The loss on data sets that no step sees."""
 
-        return jnp.mean(jax.lax.map(part, jax.random.split(key, 8)))
+    def part(key: Array) -> Array:
+        data = jax.vmap(source)(jax.random.split(key, _HELD_OUT // _PARTS))
+        network = eqx.combine(weights, shape)
+        return loss_of(network, data.z, jax.vmap(source.inputs)(data))[0]
 
-    return chunk, held_out
+    return jnp.mean(jax.lax.map(part, jax.random.split(key, _PARTS)))
 
 
 def begin(network: Network) -> Learner:
@@ -244,64 +218,66 @@ def train(
     source: Source,
     network: Network,
     learner: Learner,
-    budget: Budget,
+    training: Training,
     key: Array,
     *,
-    batch_size: int,
-    learning_rate: float,
-    report: Callable[[Told], None],
+    report: Callable[[Progress], None] = lambda progress: None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Outcome:
-    """Train until a budget is spent or the user interrupts.
+    """Train until a limit is reached or the user interrupts.
 
     Args:
         source: where data sets come from.
         network: the network, for its structure.
         learner: the state to start from.
-        budget: what it may cost from there.
+        training: what it may cost from there.
         key: of the data sets.
-        batch_size: data sets of a step.
-        learning_rate: its largest value.
-        report: told after each chunk.
+        report: told after each chunk; in place of a step size it is given the held-out loss, in
+            place of divergences the steps that were left out.
         interrupted: asked between chunks.
 
     Raises:
         MethodError: no step had a finite loss and gradient.
     """
-    chunk, held_out = _compiled()
     shape = eqx.filter(network, eqx.is_inexact_array, inverse=True)
-    origin, pace, stopped = int(learner.steps), Pace(_SECONDS), ""
-    testing, training = jax.random.split(key)
+    testing, key = jax.random.split(key)
+    peak, batch = np.float32(training.learning_rate), training.batch_size
+    origin, pace = int(learner.steps), Pace(_SECONDS)
+    skipped = int(learner.skipped)
     losses: list[tuple[int, float]] = []
-    seconds = 0.0
+    seconds, stopped = 0.0, ""
+
+    def advance(learner: Learner, count: int, shares: tuple[float, float]) -> tuple[Learner, float]:
+        at = int(learner.steps)
+        plan = (np.int32(at + count), np.int32(at), np.asarray(shares, np.float32), peak)
+        learner = _chunk(source, shape, learner, key, plan, batch)
+        return learner, float(_held_out(source, shape, learner.averaged, testing))
+
     began = time.perf_counter()
-    nothing = (np.int32(origin), np.int32(origin), np.zeros(2, np.float32), np.float32(0))
-    jax.block_until_ready(chunk(source, shape, learner, training, nothing, batch_size))
-    jax.block_until_ready(held_out(source, shape, learner.averaged, testing))
+    advance(learner, 0, (0.0, 0.0))
     compile_seconds = time.perf_counter() - began
     while True:
         done = int(learner.steps) - origin
-        share = budget.share(done, seconds, batch_size)
-        left = budget.remaining(done, batch_size)
+        share, left = training.share(done, seconds), training.remaining(done)
         if share >= 1 or not left:
             break
         if interrupted():
-            stopped = "it was interrupted"
+            stopped = INTERRUPTED
             break
         count = min(pace.steps, left)
-        expected = budget.share(done + count, seconds + count * pace.seconds_per_step, batch_size)
-        shares = np.array([share, (expected - share) / count], np.float32)
-        plan = (np.int32(origin + done + count), np.int32(origin + done), shares)
+        ahead = training.share(done + count, seconds + count * pace.seconds_per_step)
         began = time.perf_counter()
-        learner = chunk(source, shape, learner, training, (*plan, np.float32(learning_rate)), batch_size)
-        loss = float(held_out(source, shape, learner.averaged, testing))
+        learner, loss = advance(learner, count, (share, (ahead - share) / count))
         elapsed = time.perf_counter() - began
         seconds += elapsed
         pace.update(count, elapsed)
-        losses.append((int(learner.steps), loss))
-        total = None if left >= 2**29 else done + left
-        report(Told(done + count, total, loss, int(learner.skipped), seconds))
-        if int(learner.skipped) == int(learner.steps):
+        done += count
+        losses.append((done + origin, loss))
+        share = training.share(done, seconds)
+        total = done + left - count if left < _ENDLESS else max(done, round(done / share))
+        out = int(learner.skipped) - skipped
+        report(Progress("training", done, total, out, loss))
+        if out == done:
             message = "No step of the training had a finite loss and gradient: look for NaN or "
             raise MethodError(message + "overflow in the model, run forward from its priors.")
     network = eqx.combine(learner.averaged, shape)
