@@ -28,7 +28,7 @@ from jaxtyping import Array, Float
 from quincunx.engine.errors import MethodError, ModelError
 from quincunx.inference.amortized.encoder import Encoder, Scale
 from quincunx.inference.amortized.heads import Flow, Head, Mixture
-from quincunx.inference.amortized.inputs import Inputs
+from quincunx.inference.amortized.inputs import Inputs, Layout
 from quincunx.inference.amortized.sources import Simulated, Source
 from quincunx.inference.method import one_of
 
@@ -101,11 +101,14 @@ def build(source: Source, head: str, width: int, key: Array) -> Network:
         for values, counts in zip(inputs.sets, inputs.counts, strict=True)
     )
     scales = (sets, Scale.of(inputs.fixed))
-    return assemble(source, head, width, scales, spread, jax.random.split(key)[1])
+    start = jax.random.split(key)[1]
+    return assemble(source.layout, dim, head, width, scales, spread, start)
 
 
+@eqx.filter_jit
 def assemble(
-    source: Source,
+    layout: Layout,
+    dim: int,
     head: str,
     width: int,
     scales: tuple[tuple[Scale, ...], Scale],
@@ -114,8 +117,7 @@ def assemble(
 ) -> Network:
     """A network with random weights and given scales of the data and of the parameters."""
     encoding, start = jax.random.split(key)
-    dim = source.density.dim
-    encoder = Encoder(source.layout, scales, width, encoding)
+    encoder = Encoder(layout, scales, width, encoding)
     kind = ("mixture" if dim <= _MIXTURE else "flow") if head == "auto" else head
     made: Any = {"mixture": Mixture, "flow": Flow}[kind](dim, width, start)
     return Network(encoder, made, parameters.centre, parameters.spread)
@@ -128,7 +130,8 @@ def skeleton(source: Source, head: str, width: int) -> Network:
         form: Any = jax.eval_shape(lambda key: source.inputs(source(key)), key)
         sizes = [*(rows.shape[1] for rows in form.sets), form.fixed.shape[0], source.density.dim]
         *sets, fixed, parameters = (Scale(jnp.zeros(size), jnp.ones(size)) for size in sizes)
-        return assemble(source, head, width, (tuple(sets), fixed), parameters, key)
+        scales = (tuple(sets), fixed)
+        return assemble(source.layout, source.density.dim, head, width, scales, parameters, key)
 
     return eqx.filter_eval_shape(make, jax.random.key(0))
 
