@@ -8,8 +8,8 @@
   were drawn with, which is the expected Kullback-Leibler divergence of the network's own answer;
 - ESS / n, Pareto k, error of the log evidence against the exact one;
 - milliseconds for a data set, number of rows varying, once everything is compiled;
-- p-values of the log likelihood's ranks: of fits as they come, repaired by NUTS where that is needed,
-  and of two wrong answers, the prior and the exact posterior given half of the rows.
+- p-values of the log likelihood's ranks: of fits as they come, repaired by NUTS where needed, and
+  of two wrong answers, the prior and the exact posterior given half of the rows.
 
     python benchmarks/amortize.py [--steps 8000] [--data-sets 500] [--head mixture|flow]
 """
@@ -61,6 +61,7 @@ class Exact:
         )  # fmt: skip
 
     def draw(self, rng, n):
+        """Weights and variances."""
         variance = self.rate / rng.gamma(self.shape, size=n)
         factor = np.linalg.cholesky(np.linalg.inv(self.precision))
         noise = rng.normal(size=(n, 2)) @ factor.T
@@ -166,12 +167,11 @@ def main():
     spent = time.perf_counter() - began, time.process_time() - cpu
     print(f"training: {spent[0]:.0f} s, {spent[1]:.0f} processor s in all; {amortized}")
     print(amortized.report)
-    print("KL %.4f +- %.4f nats" % divergence(amortized))
+    mean, error = divergence(amortized)
+    print(f"KL {mean:.4f} +- {error:.4f} nats")
     sets = [simulated(rng)[0] for _ in range(100)]
-    print(
-        "ms for a data set: 5 %% %.2f, median %.2f, 95 %% %.2f"
-        % tuple(milliseconds(amortized, sets))
-    )
+    low, middle, high = milliseconds(amortized, sets)
+    print(f"ms for a data set: 5 % {low:.2f}, median {middle:.2f}, 95 % {high:.2f}")
     tests, (errors, shares, ks, repaired) = ranks(amortized, chosen.data_sets, rng)
     print(f"ESS / n: median {np.median(shares):.3f}, 5 % {np.quantile(shares, 0.05):.3f}")
     print(f"Pareto k: median {np.median(ks):.3f}, 95 % {np.quantile(ks, 0.95):.3f}")

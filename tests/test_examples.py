@@ -56,6 +56,13 @@ def test_eight_schools():
     assert "posterior_predictive" in fit.tree.children
 
 
+def test_amortized():
+    amortized, fits, scores = run("amortized", "--steps", "600")
+    assert len(fits) == len(scores) == 40
+    assert 0.7 < np.sqrt(np.mean(scores**2)) < 1.35
+    assert amortized.report.share[0] > 0.3
+
+
 def test_logistic_regression(capsys):
     fit = run("logistic_regression")
     np.testing.assert_allclose(mean(fit, "beta"), [-0.5, 1.0, -1.0, 0.5], atol=0.45)
