@@ -14,7 +14,9 @@ from quincunx.inference.amortized.encoder import Encoder, Scale
 from quincunx.inference.amortized.heads import Flow, Mixture
 from quincunx.inference.amortized.inputs import Inputs, Layout, Rows
 from quincunx.inference.amortized.report import uniformity, weighted_ranks
+from quincunx.inference.amortized.sources import source_of
 from quincunx.inference.amortized.training import as_training, loss_of
+from tests.scenarios import SCHOOLS, eight_schools
 
 SHAPE, RATE, SPREAD = 3.0, 3.0, 2.0
 LEAST, MOST = 4, 12
@@ -279,8 +281,6 @@ def test_steps_that_are_not_finite_and_data_sets_that_are_not_are_left_out(amort
 
 
 def test_rows_of_an_example_are_drawn_anew_where_their_number_varies():
-    from quincunx.inference.amortized.sources import source_of
-
     example = {"x": np.array([1.0, 2.0, 3.0]), "y": np.zeros(3)}
     source = source_of(regression, example, (2, 8), jax.random.key(0), checked=False)
     drawn = jax.device_get(
@@ -293,6 +293,29 @@ def test_rows_of_an_example_are_drawn_anew_where_their_number_varies():
     kept = source_of(regression, example, None, jax.random.key(0), checked=False)
     drawn = jax.device_get(eqx.filter_jit(kept)(jax.random.key(1)))
     np.testing.assert_array_equal(drawn.leaves[0], example["x"])
+
+
+def test_rows_with_parameters_of_their_own_are_read_in_their_order():
+    source = source_of(eight_schools, SCHOOLS, None, jax.random.key(0), checked=False)
+    assert source.layout == Layout((), (0, 1))
+    drawn = jax.device_get(eqx.filter_jit(source)(jax.random.key(1)))
+    inputs = source.inputs(drawn)
+    np.testing.assert_allclose(inputs.fixed[:8], SCHOOLS["sigma"])
+    np.testing.assert_allclose(inputs.fixed[8:], drawn.leaves[1])
+    assert np.abs(drawn.leaves[1] - SCHOOLS["y"]).min() > 1e-3
+
+
+@qx.model
+def direction(y):
+    u = qx.sample("u", dist.ProjectedNormal(jnp.zeros(3)))
+    qx.sample("y", dist.Normal(u, 1.0).to_event(1), obs=y)
+
+
+def test_unit_vectors_have_the_lengths_that_their_density_has():
+    source = source_of(direction, {"y": np.zeros(3)}, None, jax.random.key(0), checked=False)
+    drawn = eqx.filter_jit(jax.vmap(source))(jax.random.split(jax.random.key(1), 2000))
+    square = np.sum(np.asarray(drawn.z) ** 2, axis=1)
+    assert abs(square.mean() - 3) < 5 * (6 / 2000) ** 0.5
 
 
 def test_data_of_another_form_are_refused(amortized):

@@ -200,7 +200,7 @@ class Amortized:
         k = pareto_smoothed(found.log_weight)[1]
         spent = num_samples
         if repair == "auto":
-            beyond = bool(found.distance > 1)
+            beyond = not found.distance <= 1
             if _GOOD <= k < _POOR and not beyond:
                 found = self._draw(held, counts, key, max(_MORE, num_samples))
                 k = pareto_smoothed(found.log_weight)[1]
@@ -317,7 +317,7 @@ class Amortized:
         """Short chains of NUTS from draws resampled by their weights."""
         distance = float(found.distance)
         reason = f"Pareto k of the weights is {k:.2f} (not below {_POOR})"
-        if distance > 1:
+        if not distance <= 1:
             reason = "The data are unlike those that the model simulates"
         message = f"{reason}: the amortised answer was replaced by {_CHAINS} chains of NUTS."
         warnings.warn(message, ModelWarning, stacklevel=3)
