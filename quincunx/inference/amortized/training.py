@@ -52,7 +52,7 @@ class Training:
     """
 
     steps: int | None = None
-    seconds: float | None = None
+    seconds: int | float | None = None
     simulations: int | None = None
     batch_size: int = 128
     learning_rate: float = 5e-3
