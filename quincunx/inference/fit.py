@@ -117,7 +117,9 @@ class Fit:
         if log_weight.ndim == 1:
             z, log_weight = z[None], log_weight[None]
             tempered = None if tempered is None else np.asarray(tempered)[None]
-        tempered = None if tempered is None else np.asarray(tempered, float)
+        if tempered is not None:
+            tempered = np.asarray(tempered, float)
+            tempered = tempered[:, ~np.isnan(tempered).all(axis=(0, 2))]
         draws = Draws(z, log_weight, tempered, independent)
         settings = (density, draws, method, as_key(key), costs, outcome, skipped)
         tree = functools.partial(weighted_tree, *settings)

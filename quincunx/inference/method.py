@@ -327,14 +327,15 @@ class Weighted(NamedTuple):
 
 
 class Sampler(eqx.Module):
-    """What an approximation has learned of a density: it makes as many draws as are asked for.
+    """What an approximation has learned of a density: it makes as many draws as are asked for."""
 
-    Attributes:
-        independent: whether the draws of one call are independent of each other. They are not
-            where particles are resampled; errors are then taken from independent calls.
-    """
+    @property
+    def independent(self) -> bool:
+        """Whether the draws of one call are independent of each other.
 
-    independent: ClassVar[bool] = True
+        They are not where particles are resampled; errors are then taken from independent calls.
+        """
+        return True
 
     @abc.abstractmethod
     def draw(self, density: Density, key: Array, n: int) -> Weighted:
