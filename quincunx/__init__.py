@@ -38,6 +38,7 @@ from quincunx.inference import Consensus as Consensus
 from quincunx.inference import DecentralizedSGLD as DecentralizedSGLD
 from quincunx.inference import DiffusionSampler as DiffusionSampler
 from quincunx.inference import EllipticalSlice as EllipticalSlice
+from quincunx.inference import EnsembleSampler as EnsembleSampler
 from quincunx.inference import Evidence as Evidence
 from quincunx.inference import FederatedSGLD as FederatedSGLD
 from quincunx.inference import Fit as Fit

@@ -37,6 +37,7 @@ from quincunx.inference.methods import Consensus as Consensus
 from quincunx.inference.methods import DecentralizedSGLD as DecentralizedSGLD
 from quincunx.inference.methods import DiffusionSampler as DiffusionSampler
 from quincunx.inference.methods import EllipticalSlice as EllipticalSlice
+from quincunx.inference.methods import EnsembleSampler as EnsembleSampler
 from quincunx.inference.methods import FederatedSGLD as FederatedSGLD
 from quincunx.inference.methods import HitAndRunSlice as HitAndRunSlice
 from quincunx.inference.methods import PolarSlice as PolarSlice

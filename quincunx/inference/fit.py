@@ -111,7 +111,7 @@ class Fit:
             independent: whether draws of a batch are independent of each other.
             sampler: what was learned, for further draws.
             outcome: why the work ended before its plan, empty where it did not.
-            skipped: steps of training that were left out because they were not finite.
+            skipped: paths that were left out of training because they were not finite.
         """
         z, log_weight = np.asarray(z), np.asarray(log_weight, float)
         if log_weight.ndim == 1:

@@ -14,6 +14,7 @@ from quincunx.inference.methods.diffusion import SCLD as SCLD
 from quincunx.inference.methods.diffusion import DiffusionSampler as DiffusionSampler
 from quincunx.inference.methods.diffusion import TrajectoryBalance as TrajectoryBalance
 from quincunx.inference.methods.elliptical_slice import EllipticalSlice as EllipticalSlice
+from quincunx.inference.methods.ensemble import EnsembleSampler as EnsembleSampler
 from quincunx.inference.methods.federated_sgld import FederatedSGLD as FederatedSGLD
 from quincunx.inference.methods.hit_and_run_slice import HitAndRunSlice as HitAndRunSlice
 from quincunx.inference.methods.nuts import NUTS as NUTS

@@ -38,6 +38,7 @@ from quincunx.inference.registry import register
 from quincunx.inference.training import Budget
 
 _MOST_SEGMENTS = 8
+_UNADJUSTED = 0.15  # size of steps that are not corrected, as a share of those that are
 _COUNTS = ("steps", "width", "iterations", "batch", "moves", "buffer")
 
 
@@ -157,7 +158,7 @@ class DiffusionSampler(Approximation):
         )
         sizes = np.asarray(found.schedule.step_sizes)[: self.steps]
         b = np.asarray(found.schedule.inverse_temperatures)[: self.steps + 1]
-        process = self._process(density.dim, net_key, b, np.minimum(0.5 * sizes, 0.25))
+        process = self._process(density.dim, net_key, b, np.minimum(_UNADJUSTED * sizes, 0.25))
         process = self._train(found, process, train_key, budget, float(sizes[-1]))
         ends = sizes[self.steps // self.segments - 1 :: self.steps // self.segments]
         return self._sampler(process, found.target.whitening, jnp.asarray(0.7 * ends))
@@ -308,6 +309,7 @@ class SCLD(DiffusionSampler):
 
     loss: str = "segment_log_variance"
     off_policy: bool = True
+    schedule_rate: float = 0.1
     moves: int = 2
 
 
@@ -321,9 +323,9 @@ class TrajectoryBalance(DiffusionSampler):
         "Sendera et al. (2024), On diffusion models for amortized inference, NeurIPS"
     )
 
-    kernel: str = "dds"
     loss: str = "trajectory_balance"
     off_policy: bool = True
     local_search: bool = True
-    explore: float = 0.1
-    gate: float | None = 0.01
+    explore: float = 0.05
+    schedule_rate: float = 0.1
+    smc: bool | str = False
