@@ -368,6 +368,11 @@ class Approximation(Method):
                 stop.
         """
 
+    def resume(self, sampler: Any, density: Density, key: Array, budget: Budget) -> Sampler:
+        """Learn further what was learned on another density; from anew where that is no help."""
+        del sampler
+        return self.fit(density, key, budget)
+
     @abc.abstractmethod
     def skeleton(self, density: Density) -> Sampler:
         """A sampler with the shapes that `fit` gives it, whatever its numbers; for loading."""

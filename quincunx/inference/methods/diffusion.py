@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +30,7 @@ from quincunx.inference.method import Approximation, lacks_gradient, one_of, pos
 from quincunx.inference.methods.annealed_smc import STARTS
 from quincunx.inference.paths.control import Control
 from quincunx.inference.paths.losses import LOSSES, ON_ANY_PATHS, Learned
-from quincunx.inference.paths.process import ANNEALED, KERNELS, Process, make
+from quincunx.inference.paths.process import ANNEALED, KERNELS, Process, make, simulate
 from quincunx.inference.paths.sampler import PathSampler
 from quincunx.inference.paths.target import Target, Whitening, log_normal
 from quincunx.inference.paths.training import Recipe, train
@@ -37,7 +38,7 @@ from quincunx.inference.paths.tuning import LENGTH, Tuned, choose_start
 from quincunx.inference.registry import register
 from quincunx.inference.training import Budget
 
-_MOST_SEGMENTS = 8
+_MOST_SEGMENTS, _ENDS = 8, 256
 _UNADJUSTED = 0.15  # size of steps that are not corrected, as a share of those that are
 _COUNTS = ("steps", "width", "iterations", "batch", "moves", "buffer")
 
@@ -159,9 +160,28 @@ class DiffusionSampler(Approximation):
         sizes = np.asarray(found.schedule.step_sizes)[: self.steps]
         b = np.asarray(found.schedule.inverse_temperatures)[: self.steps + 1]
         process = self._process(density.dim, net_key, b, np.minimum(_UNADJUSTED * sizes, 0.25))
-        process = self._train(found, process, train_key, budget, float(sizes[-1]))
+        if self.iterations:
+            places = _cloud(found)
+            settings = (found.log_evidence, *places, float(sizes[-1]))
+            process = self._train(found.target, process, train_key, budget, *settings)
         ends = sizes[self.steps // self.segments - 1 :: self.steps // self.segments]
         return self._sampler(process, found.target.whitening, jnp.asarray(0.7 * ends))
+
+    def resume(
+        self, sampler: PathSampler, density: Density, key: Array, budget: Budget
+    ) -> PathSampler:
+        """Train further what was learned on another density."""
+        if not self.iterations:
+            return sampler
+        target = Target(density, sampler.whitening)
+        path_key, train_key = jax.random.split(key)
+        x, log_gamma, log_weight = _ends(sampler.process, target, path_key)
+        budget.count(gradients=_ENDS * self.steps, evaluations=_ENDS * self.steps)
+        finite = log_weight[np.isfinite(log_weight)]
+        log_z = float(np.median(finite)) if finite.size else 0.0
+        settings = (log_z, x, log_gamma, float(sampler.sizes[-1]))
+        process = self._train(target, sampler.process, train_key, budget, *settings)
+        return self._sampler(process, sampler.whitening, sampler.sizes)
 
     def skeleton(self, density: Density) -> PathSampler:
         """The shapes."""
@@ -184,16 +204,22 @@ class DiffusionSampler(Approximation):
         )
 
     def _train(
-        self, found: Tuned, process: Process, key: Array, budget: Budget, step: float
+        self,
+        target: Target,
+        process: Process,
+        key: Array,
+        budget: Budget,
+        log_z: float,
+        places: np.ndarray,
+        log_gamma: np.ndarray,
+        step: float,
     ) -> Process:
-        if not self.iterations:
-            return process
         budget.seconds = budget.seconds if self.seconds is None else self.seconds
         budget.evaluations = self.evaluations
         flow_key, key = jax.random.split(key)
         flow = Control(process.mean.shape[0], self.width, flow_key, gate=0.0, limit=1.0, out=1)
         dtype = process.mean.dtype
-        learned = Learned(process, flow, jnp.asarray(found.log_evidence, dtype))
+        learned = Learned(process, flow, jnp.asarray(log_z, dtype))
         recipe = Recipe(
             loss=self.loss,
             off_policy=self.off_policy,
@@ -207,8 +233,7 @@ class DiffusionSampler(Approximation):
             decay=0.99,
             buffer=self.buffer,
         )
-        cloud, log_gamma = _cloud(found)
-        return train(recipe, found.target, learned, key, budget, cloud, log_gamma, step).process
+        return train(recipe, target, learned, key, budget, places, log_gamma, step).process
 
     def _sampler(self, process: Process, whitening: Whitening, sizes: Array) -> PathSampler:
         settings = (self.resamples, float(self.threshold), self.moves)
@@ -225,6 +250,17 @@ def _cloud(found: Tuned) -> tuple[np.ndarray, np.ndarray]:
     chosen = np.flatnonzero(kept)
     chosen = np.resize(chosen, len(kept))
     return np.asarray(y)[chosen], values[chosen]
+
+
+def _ends(process: Process, target: Target, key: Array) -> tuple[np.ndarray, ...]:
+    """Ends of some paths, log gamma there, and the log weights of the paths."""
+
+    @eqx.filter_jit
+    def run(process: Process, target: Target, key: Array) -> tuple[Array, Array, Array]:
+        paths = simulate(process, target, key, _ENDS)
+        return paths.x[-1], paths.log_gamma[-1], process.log_weights(paths)
+
+    return jax.device_get(run(process, target, key))
 
 
 @jax.jit
@@ -328,4 +364,4 @@ class TrajectoryBalance(DiffusionSampler):
     local_search: bool = True
     explore: float = 0.05
     schedule_rate: float = 0.1
-    smc: bool | str = False
+    moves: int = 2
