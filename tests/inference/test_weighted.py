@@ -149,7 +149,7 @@ def test_tempered_sampler_has_the_evidence_of_the_power():
     half = fit.sampler.tempered(0.5).draw(8000).log_evidence
     n, noise, scale = len(Y), 1.5, 2.0
     precision = 1 / scale**2 + 0.5 * n / noise**2
-    mean = (1 / scale**2 + 0.5 * Y.sum() / noise**2) / precision
+    mean = (1.0 / scale**2 + 0.5 * Y.sum() / noise**2) / precision
     quadratic = 1 / scale**2 + 0.5 * (Y**2).sum() / noise**2 - precision * mean**2
     exact = -0.5 * quadratic - 0.5 * np.log(precision) - np.log(scale)
     exact -= 0.25 * n * np.log(2 * np.pi * noise**2)
