@@ -18,11 +18,18 @@ from quincunx.engine import on_disk as on_disk
 from quincunx.engine import plate as plate
 from quincunx.engine import sample as sample
 from quincunx.inference import ADMM as ADMM
+from quincunx.inference import CMCD as CMCD
+from quincunx.inference import DDS as DDS
+from quincunx.inference import DGFS as DGFS
+from quincunx.inference import DIS as DIS
 from quincunx.inference import NUTS as NUTS
+from quincunx.inference import PIS as PIS
+from quincunx.inference import SCLD as SCLD
 from quincunx.inference import SGHMC as SGHMC
 from quincunx.inference import SGLD as SGLD
 from quincunx.inference import SGNHT as SGNHT
 from quincunx.inference import Amortized as Amortized
+from quincunx.inference import AnnealedSMC as AnnealedSMC
 from quincunx.inference import Approximation as Approximation
 from quincunx.inference import BregmanLangevin as BregmanLangevin
 from quincunx.inference import Budget as Budget
@@ -30,7 +37,9 @@ from quincunx.inference import Checkpoint as Checkpoint
 from quincunx.inference import CheckpointError as CheckpointError
 from quincunx.inference import Consensus as Consensus
 from quincunx.inference import DecentralizedSGLD as DecentralizedSGLD
+from quincunx.inference import DiffusionSampler as DiffusionSampler
 from quincunx.inference import EllipticalSlice as EllipticalSlice
+from quincunx.inference import EnsembleSampler as EnsembleSampler
 from quincunx.inference import Evidence as Evidence
 from quincunx.inference import FederatedSGLD as FederatedSGLD
 from quincunx.inference import Fit as Fit
@@ -52,6 +61,7 @@ from quincunx.inference import StoreError as StoreError
 from quincunx.inference import StructuredSGLD as StructuredSGLD
 from quincunx.inference import Trained as Trained
 from quincunx.inference import Training as Training
+from quincunx.inference import TrajectoryBalance as TrajectoryBalance
 from quincunx.inference import Until as Until
 from quincunx.inference import Weighted as Weighted
 from quincunx.inference import amortize as amortize

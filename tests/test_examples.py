@@ -121,6 +121,14 @@ def test_directions(capsys):
     np.testing.assert_allclose(mean(fit, "mean"), np.array(resultant, float), atol=0.05)
 
 
+def test_evidence():
+    results = run("evidence", "--num-samples", "300")
+    for fit, exact in results.values():
+        assert 0 < fit.log_evidence.error < 0.1
+        assert abs(fit.log_evidence.value - exact) < 5 * fit.log_evidence.error
+    assert max(results, key=lambda degree: results[degree][0].log_evidence.value) == 2
+
+
 def test_bayesian_lasso(capsys):
     ours, theirs = run("bayesian_lasso")
     reference = qx.models.load("diabetes_lasso").reference

@@ -119,6 +119,46 @@ class Trained:
         """
         return self._fit(as_key(key), (batches, n), {}, None, 0.0)
 
+    def tempered(self, power: float) -> Trained:
+        """The same sampler for the likelihood raised to a power: its draws are weighed anew.
+
+        Args:
+            power: 0 for the prior, 1 for the posterior.
+        """
+        if not power >= 0:
+            raise MethodError(f"`tempered({power!r})` needs a power of at least 0.")
+        return Trained(self.method, self.sampler, self.density.tempered(float(power)))
+
+    def adapted(
+        self,
+        data: Mapping[str, Any],
+        key: int | Array = 2,
+        *,
+        progress: bool | Report = False,
+    ) -> Trained:
+        """A sampler for other data of the same shapes, which starts from what this one learned.
+
+        Args:
+            data: arguments of the model that replace those of this one.
+            key: an integer seed or a JAX key.
+            progress: as in `infer`.
+
+        Raises:
+            ModelError: the latent sites have other shapes under these data.
+        """
+        model, coords = self.density.program.model, self.density.labels.coords
+        density = compile(model, {**self.density.data, **data}, coords)
+        sites = [(site.name, site.shape) for site in density.program.latents]
+        if sites != [(site.name, site.shape) for site in self.density.program.latents]:
+            message = f"The latent sites are {sites} under these data: the sampler has others. "
+            raise ModelError(message + "Learn one anew with `infer`.")
+        shown = progress if callable(progress) else bool(progress)
+        title = f"{self.method.name} on {density.program.name}"
+        with reporting(title, progress=shown) as report, interruptible() as interrupted:
+            budget = Budget(report=report, interrupted=interrupted)
+            sampler = self.method.resume(self.sampler, density, as_key(key), budget)
+        return Trained(self.method, sampler, density)
+
     def save(self, path: str | Path) -> None:
         """Write the sampler to a file, to be read with `quincunx.load_sampler`.
 

@@ -113,7 +113,7 @@ class Fit:
             independent: whether draws of a batch are independent of each other.
             sampler: what was learned, for further draws.
             outcome: why the work ended before its plan, empty where it did not.
-            skipped: steps of training that were left out because they were not finite.
+            skipped: paths that were left out of training because they were not finite.
             made: constrained values by site and log densities, `(batch, n, ...)`, where they are
                 known already.
             notes: further attributes of the tree.
@@ -122,7 +122,9 @@ class Fit:
         if log_weight.ndim == 1:
             z, log_weight = z[None], log_weight[None]
             tempered = None if tempered is None else np.asarray(tempered)[None]
-        tempered = None if tempered is None else np.asarray(tempered, float)
+        if tempered is not None:
+            tempered = np.asarray(tempered, float)
+            tempered = tempered[:, ~np.isnan(tempered).all(axis=(0, 2))]
         draws = Draws(z, log_weight, tempered, independent)
         settings = (density, draws, method, as_key(key), costs, outcome, skipped, made, notes)
         tree = functools.partial(weighted_tree, *settings)

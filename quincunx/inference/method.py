@@ -324,14 +324,15 @@ class Weighted(NamedTuple):
 
 
 class Sampler(eqx.Module):
-    """What an approximation has learned of a density: it makes as many draws as are asked for.
+    """What an approximation has learned of a density: it makes as many draws as are asked for."""
 
-    Attributes:
-        independent: whether the draws of one call are independent of each other. They are not
-            where particles are resampled; errors are then taken from independent calls.
-    """
+    @property
+    def independent(self) -> bool:
+        """Whether the draws of one call are independent of each other.
 
-    independent: ClassVar[bool] = True
+        They are not where particles are resampled; errors are then taken from independent calls.
+        """
+        return True
 
     @abc.abstractmethod
     def draw(self, density: Density, key: Array, n: int) -> Weighted:
@@ -363,6 +364,11 @@ class Approximation(Method):
             budget: told after each part of the work how far it is and what it cost; says when to
                 stop.
         """
+
+    def resume(self, sampler: Any, density: Density, key: Array, budget: Budget) -> Sampler:
+        """Learn further what was learned on another density; from anew where that is no help."""
+        del sampler
+        return self.fit(density, key, budget)
 
     @abc.abstractmethod
     def skeleton(self, density: Density) -> Sampler:

@@ -144,6 +144,24 @@ def test_target_of_chains_is_refused():
         qx.infer(conjugate, {"y": Y}, Fitted(), until=qx.Until(r_hat=1.01), progress=False)
 
 
+def test_tempered_sampler_has_the_evidence_of_the_power():
+    fit = qx.infer(conjugate, {"y": Y}, Fitted(), num_samples=2000, progress=False)
+    half = fit.sampler.tempered(0.5).draw(8000).log_evidence
+    n, noise, scale = len(Y), 1.5, 2.0
+    precision = 1 / scale**2 + 0.5 * n / noise**2
+    mean = (1.0 / scale**2 + 0.5 * Y.sum() / noise**2) / precision
+    quadratic = 1 / scale**2 + 0.5 * (Y**2).sum() / noise**2 - precision * mean**2
+    exact = -0.5 * quadratic - 0.5 * np.log(precision) - np.log(scale)
+    exact -= 0.25 * n * np.log(2 * np.pi * noise**2)
+    assert abs(half.value - exact) < 4 * half.error
+
+
+def test_adapted_sampler_is_for_the_other_data():
+    fit = qx.infer(conjugate, {"y": Y}, Fitted(), progress=False)
+    other = fit.sampler.adapted({"y": Y + 0.3}).draw(4000).log_evidence
+    assert abs(other.value - evidence(Y + 0.3)) < 4 * other.error
+
+
 def test_weighted_draws_cannot_be_extended(fit):
     with pytest.raises(qx.QuincunxError, match="sampler.draw"):
         fit.extend(3000)

@@ -92,8 +92,11 @@ def pareto_smoothed(log_weight: np.ndarray) -> tuple[np.ndarray, float]:
     elif min(0.2 * values.size, 3 * values.size**0.5) >= _LEAST:
         from arviz_stats.base import array_stats  # slow to import
 
-        values, found = array_stats.psislw(-values)
-        k = float(found)
+        try:
+            values, found = array_stats.psislw(-values)
+            k = float(found)
+        except ValueError:  # all weights of the tail are the same, or nothing beside the largest
+            k = np.inf if effective_size(values) < _LEAST else -np.inf
     smoothed[kept] = values - _log_sum(values)
     return smoothed.reshape(np.shape(log_weight)), k
 
@@ -169,7 +172,7 @@ def judge_weights(found: Importance, size: int, outcome: str = "", skipped: int 
         found: what their weights say.
         size: their number.
         outcome: why the work ended before its plan, if it did.
-        skipped: steps of training that were left out because they were not finite.
+        skipped: paths that were left out of training because they were not finite.
     """
     findings = [Finding("ok", CAVEAT, _COMPARE)]
     if not np.isfinite(found.log_evidence.value):
@@ -192,7 +195,7 @@ def judge_weights(found: Importance, size: int, outcome: str = "", skipped: int 
         reason = f"The log density was NaN or infinite at {found.nonfinite} draws, which count 0."
         findings.append(Finding("suspect", reason, "Look for NaN in the model's terms."))
     if skipped:
-        reason = f"{skipped} steps of training were not finite and left out."
+        reason = f"{skipped} paths in training were not finite and left out."
         findings.append(Finding("suspect", reason, "Look for NaN in the model's terms."))
     return Verdict.of(findings, outcome)
 
