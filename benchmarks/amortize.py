@@ -172,9 +172,8 @@ def main():
     print(f"KL {mean:.4f} +- {error:.4f} nats")
     sets = [simulated(rng)[0] for _ in range(100)]
     cpu, low, middle, high = milliseconds(amortized, sets)
-    print(
-        f"ms for a data set: 5 % {low:.2f}, median {middle:.2f}, 95 % {high:.2f}; processor {cpu:.2f}"
-    )
+    print(f"ms for a data set: 5 % {low:.2f}, median {middle:.2f}, 95 % {high:.2f}; "
+          f"processor {cpu:.2f}")  # fmt: skip
     tests, (errors, shares, ks, repaired) = ranks(amortized, chosen.data_sets, rng)
     print(f"ESS / n: median {np.median(shares):.3f}, 5 % {np.quantile(shares, 0.05):.3f}")
     print(f"Pareto k: median {np.median(ks):.3f}, 95 % {np.quantile(ks, 0.95):.3f}")

@@ -264,7 +264,7 @@ def test_training_goes_on(amortized):
 
 def test_steps_that_are_not_finite_and_data_sets_that_are_not_are_left_out(amortized):
     source = amortized._source
-    drawn = eqx.filter_jit(jax.vmap(source))(jax.random.split(jax.random.key(0), 4))
+    drawn = jax.jit(jax.vmap(source))(jax.random.split(jax.random.key(0), 4))
     inputs = jax.vmap(source.inputs)(drawn)
     z = drawn.z.at[1].set(jnp.inf)
     whole, out = eqx.filter_jit(loss_of)(amortized.network, z, inputs)
@@ -279,22 +279,20 @@ def test_steps_that_are_not_finite_and_data_sets_that_are_not_are_left_out(amort
 def test_rows_of_an_example_are_drawn_anew_where_their_number_varies():
     example = {"x": np.array([1.0, 2.0, 3.0]), "y": np.zeros(3)}
     source = source_of(regression, example, (2, 8), jax.random.key(0), checked=False)
-    drawn = jax.device_get(
-        eqx.filter_jit(jax.vmap(source))(jax.random.split(jax.random.key(1), 64))
-    )
+    drawn = jax.device_get(jax.jit(jax.vmap(source))(jax.random.split(jax.random.key(1), 64)))
     x, y = drawn.leaves
     assert x.shape == y.shape == (64, 8)
     assert set(np.unique(x)) == {1.0, 2.0, 3.0}
     assert set(np.unique(drawn.counts[0])) == set(range(2, 9))
     kept = source_of(regression, example, None, jax.random.key(0), checked=False)
-    drawn = jax.device_get(eqx.filter_jit(kept)(jax.random.key(1)))
+    drawn = jax.device_get(jax.jit(lambda key: kept(key))(jax.random.key(1)))
     np.testing.assert_array_equal(drawn.leaves[0], example["x"])
 
 
 def test_rows_with_parameters_of_their_own_are_read_in_their_order():
     source = source_of(eight_schools, SCHOOLS, None, jax.random.key(0), checked=False)
     assert source.layout == Layout((), (0, 1))
-    drawn = jax.device_get(eqx.filter_jit(source)(jax.random.key(1)))
+    drawn = jax.device_get(jax.jit(lambda key: source(key))(jax.random.key(1)))
     inputs = source.inputs(drawn)
     np.testing.assert_allclose(inputs.fixed[:8], SCHOOLS["sigma"])
     np.testing.assert_allclose(inputs.fixed[8:], drawn.leaves[1])
@@ -309,7 +307,7 @@ def direction(y):
 
 def test_unit_vectors_have_the_lengths_that_their_density_has():
     source = source_of(direction, {"y": np.zeros(3)}, None, jax.random.key(0), checked=False)
-    drawn = eqx.filter_jit(jax.vmap(source))(jax.random.split(jax.random.key(1), 2000))
+    drawn = jax.jit(jax.vmap(source))(jax.random.split(jax.random.key(1), 2000))
     square = np.sum(np.asarray(drawn.z) ** 2, axis=1)
     assert abs(square.mean() - 3) < 5 * (6 / 2000) ** 0.5
 
