@@ -115,6 +115,14 @@ def test_infer_on_a_worked_model_quietly(folder, capsys):
     assert not streams.err
 
 
+def test_infer_tells_the_evidence_of_weighted_draws(folder, capsys):
+    words = ["infer", "lines.py:line", "--data", "data.csv", "--method", "annealed_smc"]
+    assert main([*words, "--num-samples", "100", "--set", "pilot=64"]) == 0
+    text = capsys.readouterr().out
+    assert "log evidence: " in text
+    assert "Modes may be missing" in text
+
+
 def test_infer_on_a_bare_density(folder, capsys):
     assert main(["infer", "lines.py:density", *SHORT]) == 0
     assert "x[1]" in capsys.readouterr().out

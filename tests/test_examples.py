@@ -56,6 +56,13 @@ def test_eight_schools():
     assert "posterior_predictive" in fit.tree.children
 
 
+def test_amortized():
+    amortized, fits, scores = run("amortized", "--steps", "600")
+    assert len(fits) == len(scores) == 40
+    assert 0.7 < np.sqrt(np.mean(scores**2)) < 1.35
+    assert amortized.report.share[0] > 0.3
+
+
 def test_logistic_regression(capsys):
     fit = run("logistic_regression")
     np.testing.assert_allclose(mean(fit, "beta"), [-0.5, 1.0, -1.0, 0.5], atol=0.45)
@@ -112,6 +119,14 @@ def test_directions(capsys):
     assert fit.verdict.status != "failed"
     resultant = re.findall(r"-?\d\.\d*", capsys.readouterr().out.splitlines()[-1])
     np.testing.assert_allclose(mean(fit, "mean"), np.array(resultant, float), atol=0.05)
+
+
+def test_evidence():
+    results = run("evidence", "--num-samples", "300")
+    for fit, exact in results.values():
+        assert 0 < fit.log_evidence.error < 0.1
+        assert abs(fit.log_evidence.value - exact) < 5 * fit.log_evidence.error
+    assert max(results, key=lambda degree: results[degree][0].log_evidence.value) == 2
 
 
 def test_bayesian_lasso(capsys):

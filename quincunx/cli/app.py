@@ -111,6 +111,7 @@ def infer(
     """Draw from the posterior of a model; print summary, verdict and costs; save the draws."""
     from quincunx.cli import inputs, report
     from quincunx.config import configure
+    from quincunx.inference import Kind
     from quincunx.inference import infer as run
     from quincunx.inference.progress import reporting
     from quincunx.inference.stopping import INTERRUPTED
@@ -147,6 +148,8 @@ def infer(
     typer.echo(str(fit.verdict))
     if not quiet:
         typer.echo(report.costs(fit))
+        if fit.kind is Kind.WEIGHTED:
+            typer.echo(report.evidence(fit))
     if out is not None:
         fit.save(out)
         if not quiet:

@@ -66,6 +66,16 @@ def costs(fit: Fit) -> str:
     )
 
 
+def evidence(fit: Fit) -> str:
+    """What the weights of weighted draws say, in one line."""
+    found = fit.importance
+    value, error = found.log_evidence
+    return (
+        f"log evidence: {value:.3f} +- {error:.3f}, {found.ess:.0f} effective draws, "
+        f"Pareto k {found.pareto_k:.2f}"
+    )
+
+
 def deviation(fit: Fit, reference: models.Reference) -> str:
     """How far the posterior means are from trusted ones."""
     means = fit.posterior.mean(("chain", "draw"))

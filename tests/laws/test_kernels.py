@@ -68,7 +68,8 @@ def draws(fit, name="mu"):
 
 
 def test_every_registered_method_is_under_these_laws():
-    ours = {name for name, cls in _REGISTRY.items() if cls.__module__.startswith("quincunx.")}
+    kernels = [cls for cls in _REGISTRY.values() if issubclass(cls, qx.Kernel)]
+    ours = {cls.name for cls in kernels if cls.__module__.startswith("quincunx.")}
     assert ours <= {type(kernel).name for kernel in KERNELS.values()}
     assert ours <= set(qx.methods().index)
 

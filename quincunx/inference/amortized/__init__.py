@@ -1,0 +1,1 @@
+"""Samplers trained on a model's prior predictive data, for posteriors in milliseconds."""

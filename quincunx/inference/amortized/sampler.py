@@ -1,0 +1,531 @@
+r"""Posteriors of many data sets from one trained network, each weighed against the true density.
+
+For data y, draws z_i from the network's q(z | y) have the weights
+
+    w_i = p(z_i, y) / q(z_i | y),    evidence ~ mean w,
+
+with p the model's density, Jacobians of the unconstrained space included. Their Pareto k says what
+is to be done:
+
+    below 0.5    the weighted draws are the answer;
+    0.5 to 0.7   more of them are made;
+    above        four short chains of NUTS, started at draws resampled by their weights.
+
+NUTS also runs for data that are unlike those that the network was trained on.
+
+Vehtari, Simpson, Gelman, Yao and Gabry (2024), Pareto smoothed importance sampling, JMLR 25:72;
+Dax, Green, Gair, Purrer, Wildberger, Macke, Buonanno and Schoelkopf (2023), Neural importance
+sampling for rapid and reliable gravitational-wave inference, Physical Review Letters 130:171403.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from quincunx.engine.density import Density, compile
+from quincunx.engine.errors import MethodError, ModelError, ModelWarning, QuincunxError
+from quincunx.inference.amortized import novelty as novelties
+from quincunx.inference.amortized.inputs import inputs_of, padded, sizes_of, with_rows
+from quincunx.inference.amortized.network import Network, build, skeleton
+from quincunx.inference.amortized.novelty import Novelty
+from quincunx.inference.amortized.report import Report, examine
+from quincunx.inference.amortized.sources import Simulate, Source, source_of, with_leaves
+from quincunx.inference.amortized.training import (
+    Learner,
+    Outcome,
+    Training,
+    as_training,
+    begin,
+    train,
+)
+from quincunx.inference.diagnostics.importance import pareto_smoothed
+from quincunx.inference.fit import Fit
+from quincunx.inference.method import Kind, Method, as_key, one_of
+from quincunx.inference.methods.nuts import NUTS
+from quincunx.inference.output import versions
+from quincunx.inference.progress import Report as Show
+from quincunx.inference.progress import reporting
+from quincunx.inference.run import infer
+from quincunx.inference.stopping import interruptible
+
+_GOOD, _POOR = 0.5, 0.7  # values of Pareto k between which more draws are made
+_MORE = 4000  # draws then
+_CHAINS, _WARMUP = 4, 500
+_FORMAT = "quincunx amortized 1"
+REPAIRS = ("auto", "weights")
+
+
+class Conditional(Method):
+    """What is told of draws from a trained conditional sampler.
+
+    Attributes:
+        head: the kind of the conditional density.
+        width: of the networks' layers.
+        steps: of the training.
+    """
+
+    name: ClassVar[str] = "amortized"
+    kind: ClassVar[Kind] = Kind.WEIGHTED
+    summary: ClassVar[str] = "Posteriors in milliseconds from a network trained on simulations."
+    citation: ClassVar[str] = (
+        "Cranmer, Brehmer and Louppe (2020), The frontier of simulation-based inference, PNAS 117"
+    )
+
+    head: str = "auto"
+    width: int = 64
+    steps: int = 0
+
+
+class Draws(NamedTuple):
+    """Draws for a data set, with what is known of them.
+
+    Attributes:
+        z: positions, `(n, dim)`.
+        log_q: their log density under the network.
+        log_density: under the model.
+        values: constrained values by site.
+        distance: of the data from simulated ones; beyond one they are unlike them.
+    """
+
+    z: Any
+    log_q: Any
+    log_density: Any
+    values: dict[str, Any]
+    distance: Any
+
+    @property
+    def log_weight(self) -> Any:
+        """Logarithms of the importance weights."""
+        return self.log_density - self.log_q
+
+
+@eqx.filter_jit
+def draw(
+    network: Network, novelty: Novelty, source: Source, counts: tuple, key: Array, n: int
+) -> Draws:
+    """Draws for the data set that the source's density holds."""
+    density = with_rows(source.density, source.layout, counts)
+    inputs = inputs_of(source.layout, source.density.leaves, counts)
+    context = network.encoder(inputs)
+    z, log_q = network.draw(key, context, n)
+    log_density = jax.vmap(density.log_density)(z)
+    values = jax.vmap(density.constrain)(z)
+    distance = novelties.unlike(novelty, network, context, inputs)
+    return Draws(z, log_q, log_density, values, distance)
+
+
+class Amortized:
+    """A sampler for a model, whatever its data: call it with a data set.
+
+    Attributes:
+        model: the model.
+        network: the trained network.
+        losses: held-out losses, `(steps, E[-log q(z | data)])`, in nats.
+        report: how good it is on simulated data sets.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        source: Source,
+        network: Network,
+        novelty: Novelty,
+        learner: Learner,
+        settings: Mapping[str, Any],
+        report: Report | None,
+        losses: tuple[tuple[int, float], ...] = (),
+    ) -> None:
+        self.model = model
+        self.network = network
+        self.losses = losses
+        self._source = source
+        self._novelty = novelty
+        self._learner = learner
+        self._settings = dict(settings)
+        self._report = report
+
+    @property
+    def report(self) -> Report:
+        """How good it is on simulated data sets; made when the training ended."""
+        if self._report is None:
+            self._report = self.validate()
+        return self._report
+
+    def __call__(
+        self,
+        data: Mapping[str, Any],
+        *,
+        num_samples: int = 1000,
+        key: int | Array = 0,
+        repair: str = "auto",
+        coords: Mapping[str, Any] | None = None,
+    ) -> Fit:
+        """The posterior given a data set.
+
+        Args:
+            data: the model's arguments, of the shapes that the sampler was trained on; the number
+                of rows may lie anywhere in the range that it was given.
+            num_samples: draws.
+            key: an integer seed or a JAX key.
+            repair: 'auto' to make more draws, or to run NUTS, where the weights are poor or the
+                data unlike the simulated ones; 'weights' to weigh and no more.
+            coords: labels by dimension name.
+
+        Returns:
+            The fit: weighted draws with evidence, effective size and Pareto k, or where NUTS ran,
+            chains. Attributes of its posterior say which (`answered_by`) and why
+            (`amortized_pareto_k`, `amortized_distance`).
+
+        Raises:
+            ModelError: the data do not have the form that the sampler was trained on.
+        """
+        one_of("repair", repair, REPAIRS, "Amortized")
+        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 5:
+            message = f"`num_samples={num_samples!r}` must be an integer of at least 5: fewer "
+            raise MethodError(message + "weights say nothing.")
+        began = time.perf_counter()
+        key = as_key(key)
+        density, held, counts = self._prepared(data, coords)
+        found = self._draw(held, counts, key, num_samples)
+        k = pareto_smoothed(found.log_weight)[1]
+        spent = num_samples
+        if repair == "auto":
+            beyond = not found.distance <= 1
+            if _GOOD <= k < _POOR and not beyond:
+                found = self._draw(held, counts, key, max(_MORE, num_samples))
+                k = pareto_smoothed(found.log_weight)[1]
+                spent += len(found.log_q)
+            if beyond or not k < _POOR:
+                return self._by_chains(data, coords, found, float(k), num_samples, key, spent)
+        costs = {
+            "gradients": 0,
+            "evaluations": spent,
+            "warmup_gradients": 0,
+            "warmup_evaluations": 0,
+            "data_passes": float(spent),
+            "compile_seconds": 0.0,
+            "sample_seconds": time.perf_counter() - began,
+        }
+        values = {name: value[None] for name, value in found.values.items()}
+        return Fit.weighted(
+            density,
+            found.z,
+            found.log_weight,
+            method=Conditional(**self._settings),
+            costs=costs,
+            key=key,
+            made=(values, found.log_density[None]),
+            notes=_notes("weights", float(k), float(found.distance)),
+        )
+
+    def train(
+        self,
+        budget: int | Training,
+        *,
+        key: int | Array = 1,
+        progress: bool | Show = True,
+    ) -> Amortized:
+        """A sampler that was trained further; this one stays as it is.
+
+        Args:
+            budget: a number of steps, or a `Training`.
+            key: of the further simulations.
+            progress: show progress on a terminal and print the report; or a function that is
+                called with a `Progress` after each chunk of steps.
+        """
+        settings = {name: self._settings[name] for name in ("head", "width")}
+        parts = (self.model, self._source, self.network, self._learner, settings)
+        return _trained(*parts, as_training(budget), as_key(key), progress, self.losses)
+
+    def validate(self, num_simulations: int = 300, key: int | Array = 2) -> Report:
+        """Look at the answers for simulated data sets, whose parameters are known.
+
+        Args:
+            num_simulations: data sets.
+            key: an integer seed or a JAX key.
+        """
+        steps = int(self._learner.steps)
+        loss = self.losses[-1][1] if self.losses else float("nan")
+        counted = (int(self._learner.skipped), int(self._learner.dropped))
+        return examine(
+            self._source, self.network, self._novelty, as_key(key), num_simulations, steps, loss,
+            counted,
+        )  # fmt: skip
+
+    def save(self, path: str | Path) -> None:
+        """Write the sampler to a file, to be read with `quincunx.load_amortized`.
+
+        The model is not written: draws are weighed anew against the one it is loaded with.
+        """
+        program = self._source.density.program
+        header = {
+            "format": _FORMAT,
+            "settings": self._settings,
+            "sites": {site.name: list(site.shape) for site in program.latents},
+            "rows": {rows.plate: [rows.least, rows.most] for rows in self._source.layout.sets},
+            "losses": self.losses,
+            "precision": str(np.dtype(jax.dtypes.canonicalize_dtype(float))),
+            "versions": versions(),
+        }
+        with Path(path).open("wb") as file:
+            file.write((json.dumps(header) + "\n").encode())
+            eqx.tree_serialise_leaves(file, (self.network, self._novelty, self._learner))
+
+    def __repr__(self) -> str:
+        sets = ", ".join(
+            f"{rows.least} to {rows.most} rows of '{rows.plate}'" if rows.least < rows.most
+            else f"{rows.most} rows of '{rows.plate}'" for rows in self._source.layout.sets
+        )  # fmt: skip
+        name, steps = self._source.density.program.name, self._settings["steps"]
+        return f"<Amortized sampler of {name}: {steps} steps{', ' + sets if sets else ''}>"
+
+    def _prepared(
+        self, data: Mapping[str, Any], coords: Mapping[str, Any] | None
+    ) -> tuple[Density, Source, tuple[np.int32, ...]]:
+        """The density of the data, a source that holds them padded, and the numbers of rows."""
+        source = self._source
+        density = compile(self.model, data, coords)
+        leaves = _conforming(source, density)
+        counts = tuple(map(np.int32, sizes_of(source.density.program, source.layout, leaves)))
+        held = with_leaves(source.density, padded(source.layout, leaves))
+        return density, Source(held, source.layout, None, None), counts
+
+    def _draw(self, held: Source, counts: tuple, key: Array, n: int) -> Draws:
+        """Draws on the host."""
+        return jax.device_get(draw(self.network, self._novelty, held, counts, key, n))
+
+    def _by_chains(
+        self,
+        data: Mapping[str, Any],
+        coords: Mapping[str, Any] | None,
+        found: Draws,
+        k: float,
+        num_samples: int,
+        key: Array,
+        spent: int,
+    ) -> Fit:
+        """Short chains of NUTS from draws resampled by their weights."""
+        distance = float(found.distance)
+        reason = f"Pareto k of the weights is {k:.2f} (not below {_POOR})"
+        if not distance <= 1:
+            reason = "The data are unlike those that the model simulates"
+        message = f"{reason}: the amortised answer was replaced by {_CHAINS} chains of NUTS."
+        warnings.warn(message, ModelWarning, stacklevel=3)
+        fit = infer(
+            self.model,
+            data,
+            NUTS(),
+            num_warmup=_WARMUP,
+            num_samples=max(-(-num_samples // _CHAINS), 250),
+            num_chains=_CHAINS,
+            key=key,
+            init=_starts(self._source.density, found, key),
+            coords=coords,
+            progress=False,
+        )
+        fit.costs["evaluations"] += spent
+        for group in ("posterior", "sample_stats"):
+            fit.tree[group].attrs.update(_notes("nuts", k, distance))
+            fit.tree[group].attrs["costs"] = json.dumps(fit.costs)
+        return fit
+
+
+def _notes(answered_by: str, k: float, distance: float) -> dict[str, str | float]:
+    return {
+        "answered_by": answered_by,
+        "amortized_pareto_k": k,
+        "amortized_distance": distance,
+    }
+
+
+def _starts(density: Density, found: Draws, key: Array) -> dict[str, np.ndarray] | None:
+    """Distinct draws in proportion to their weights, one for each chain."""
+    log_weight, _ = pareto_smoothed(found.log_weight)
+    usable = np.flatnonzero(np.isfinite(log_weight))
+    if len(usable) < _CHAINS:
+        return None
+    seed = np.asarray(jax.random.key_data(key)).astype(np.uint32)
+    noise = np.random.default_rng(seed).gumbel(size=len(usable))
+    chosen = usable[np.argsort(-(log_weight[usable] + noise))[:_CHAINS]]
+    return {site.name: found.values[site.name][chosen] for site in density.program.latents}
+
+
+def _conforming(source: Source, density: Density) -> list[np.ndarray]:
+    """The arrays of a data set, in the types that the sampler was trained on.
+
+    Raises:
+        ModelError: they have another form.
+    """
+    trained, given = source.density.program, density.program
+    signature = trained.signature
+    if given.signature == signature:
+        return [np.asarray(leaf) for leaf in density.leaves]
+    name, other = trained.name, given.signature
+    if (signature.treedef, signature.names) != (other.treedef, other.names):
+        message = f"The sampler of model `{name}` was trained on the arguments "
+        raise ModelError(message + f"{list(signature.names)}, not {list(other.names)}.")
+    varying = {index for rows in source.layout.sets for index in rows.leaves}
+    leaves, place = [], 0
+    for argument, constant, array, value, found in zip(
+        signature.names, signature.constants, signature.arrays, other.constants, other.arrays,
+        strict=True,
+    ):  # fmt: skip
+        message = f"The sampler of model `{name}` was trained with '{argument}' "
+        if (array is None) != (found is None) or constant != value:
+            was = f"= {constant!r}" if array is None else f"an array of shape {array[0]}"
+            raise ModelError(message + f"{was}; train another one for other values.")
+        if array is None or found is None:
+            continue
+        free = place in varying
+        if array[0][free:] != found[0][free:]:
+            message += f"of shape {('any', *array[0][1:]) if free else array[0]}, "
+            raise ModelError(message + f"not {found[0]}.")
+        leaf = np.asarray(density.leaves[place])
+        if array[1] != found[1] and not np.can_cast(leaf.dtype, array[1], "same_kind"):
+            raise ModelError(message + f"of type {array[1]}, not {found[1]}.")
+        leaves.append(leaf.astype(array[1], copy=False))
+        place += 1
+    return leaves
+
+
+def amortize(
+    model: Callable[..., Any],
+    simulate: Mapping[str, Any] | Simulate,
+    *,
+    rows: Any = None,
+    budget: int | Training = 8000,
+    head: str = "auto",
+    width: int = 64,
+    key: int | Array = 0,
+    progress: bool | Show = True,
+) -> Amortized:
+    """Train a sampler that answers for any data of a model, on data simulated from the model.
+
+    Args:
+        model: a Quincunx or NumPyro model with proper priors.
+        simulate: what simulated data sets are made of: an example of the data, as a dict of the
+            model's arguments; or a traceable function of a JAX key that returns such a dict anew
+            for each data set. The model overwrites what is observed, so that only its shape
+            matters. With an example, other arrays stay as they are, or where the number of rows
+            varies, rows are drawn from it with replacement.
+        rows: least and most rows of a data set, such as `(5, 40)`; by plate name where the model
+            has several data plates. `None` for as many as `simulate` has.
+        budget: steps of training, or a `Training`.
+        head: the conditional density: 'mixture' of Gaussians, coupling 'flow', or 'auto', a
+            mixture for up to 12 parameters.
+        width: of the networks' layers.
+        key: an integer seed or a JAX key.
+        progress: show progress on a terminal and print the report; or a function that is called
+            with a `Progress` after each chunk of steps.
+
+    Returns:
+        The sampler. On Ctrl-C or SIGTERM training ends there.
+
+    Raises:
+        ModelError: the model cannot be simulated from, or its rows cannot vary.
+        MethodError: a setting is wrong.
+    """
+    training = as_training(budget)
+    if isinstance(width, bool) or not isinstance(width, int) or width < 4:
+        raise MethodError(f"`amortize(width={width!r})` must be an integer of at least 4.")
+    checking, building, learning = jax.random.split(as_key(key), 3)
+    source = source_of(model, simulate, rows, checking)
+    network = build(source, head, width, building)
+    settings = {"head": head, "width": width}
+    parts = (model, source, network, begin(network), settings)
+    return _trained(*parts, training, learning, progress, ())
+
+
+def _trained(
+    model: Callable[..., Any],
+    source: Source,
+    network: Network,
+    learner: Learner,
+    settings: Mapping[str, Any],
+    training: Training,
+    key: Array,
+    progress: bool | Show,  # noqa: FBT001
+    losses: tuple[tuple[int, float], ...],
+) -> Amortized:
+    learning, meeting = jax.random.split(key)
+    title = f"amortized on {source.density.program.name}"
+    with reporting(title, progress=progress) as show, interruptible() as interrupted:
+        parts = (source, network, learner, training, learning)
+        outcome: Outcome = train(*parts, report=show, interrupted=interrupted)
+    novelty = novelties.learn(source, outcome.network, meeting)
+    settings = {**settings, "steps": int(outcome.learner.steps)}
+    made = Amortized(
+        model, source, outcome.network, novelty, outcome.learner, settings, None,
+        (*losses, *outcome.losses),
+    )  # fmt: skip
+    made._report = made.validate()._replace(
+        seconds=outcome.seconds, compile_seconds=outcome.compile_seconds, outcome=outcome.stopped
+    )
+    if progress is True:
+        made._report.show()
+    return made
+
+
+def load_amortized(
+    path: str | Path, model: Callable[..., Any], simulate: Mapping[str, Any] | Simulate
+) -> Amortized:
+    """Read a sampler that `Amortized.save` wrote.
+
+    Args:
+        path: the file.
+        model: the model, which may differ from the one it was trained on in all but its latent
+            sites and arguments: weights are of the model given here.
+        simulate: as in `amortize`.
+
+    Raises:
+        QuincunxError: no such file, or not a sampler of ours.
+        ModelError: the model has other latent sites, or the data another form.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise QuincunxError(f"There is no '{path}'.")
+    with path.open("rb") as file:
+        header = _header(file.readline(), path)
+        precision = str(np.dtype(jax.dtypes.canonicalize_dtype(float)))
+        if precision != header["precision"]:
+            message = f"The sampler in '{path}' was trained in {header['precision']}, and JAX runs "
+            raise QuincunxError(message + f"in {precision}: set `qx.configure(x64=...)` to match.")
+        rows = header["rows"] or None
+        source = source_of(model, simulate, rows, jax.random.key(0), checked=False)
+        program = source.density.program
+        sites = {site.name: list(site.shape) for site in program.latents}
+        if sites != header["sites"]:
+            message = f"The sampler in '{path}' is of a model with latent sites {header['sites']}, "
+            raise ModelError(message + f"and `{program.name}` has {sites}.")
+        settings = header["settings"]
+        network = skeleton(source, settings["head"], settings["width"])
+        like = (network, novelties.blank(settings["width"]), eqx.filter_eval_shape(begin, network))
+        try:
+            network, novelty, learner = eqx.tree_deserialise_leaves(file, like)
+        except (RuntimeError, ValueError) as error:
+            message = f"The sampler in '{path}' was trained on data of another form: "
+            raise ModelError(
+                message + f"`simulate` must have the same shapes. ({error})"
+            ) from error
+    losses = tuple((int(steps), float(loss)) for steps, loss in header["losses"])
+    return Amortized(model, source, network, novelty, learner, settings, None, losses)
+
+
+def _header(line: bytes, path: Path) -> dict[str, Any]:
+    try:
+        header = json.loads(line)
+    except ValueError:
+        header = None
+    if not isinstance(header, dict) or header.get("format") != _FORMAT:
+        raise QuincunxError(f"'{path}' was not written by `Amortized.save`.")
+    return header

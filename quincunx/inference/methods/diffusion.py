@@ -1,0 +1,367 @@
+r"""Learned samplers on path space, all from one family of settings.
+
+A path x_0 ... x_K starts from an easy law p_0 and ends near the posterior; forward kernels F_k
+make it, backward kernels B_k say how likely it is the other way round. Any two give exact weights,
+
+    log w = log p(x_K) - log p_0(x_0) + sum_k [ log B_k(x_k | x_{k+1}) - log F_k(x_{k+1} | x_k) ],
+
+whose mean is the evidence; training makes them more even. Which kernels and losses there are, with
+their papers, is in `quincunx.inference.paths.process` and `quincunx.inference.paths.losses`.
+
+Paths run in coordinates in which a Gaussian start is standard normal: the Laplace approximation,
+or mean and spread of short chains from far apart, as for `AnnealedSMC`, whose pilot runs also
+give annealed kernels their temperatures and step sizes. An annealed kernel that is not trained is
+annealed importance sampling.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from quincunx.engine.density import Density
+from quincunx.engine.errors import MethodError
+from quincunx.inference.method import Approximation, lacks_gradient, one_of, positive
+from quincunx.inference.methods.annealed_smc import STARTS
+from quincunx.inference.paths.control import Control
+from quincunx.inference.paths.losses import LOSSES, ON_ANY_PATHS, Learned
+from quincunx.inference.paths.process import ANNEALED, KERNELS, Process, make, simulate
+from quincunx.inference.paths.sampler import PathSampler
+from quincunx.inference.paths.target import Target, Whitening, log_normal
+from quincunx.inference.paths.training import Recipe, train
+from quincunx.inference.paths.tuning import LENGTH, Tuned, choose_start
+from quincunx.inference.registry import register
+from quincunx.inference.training import Budget
+
+_MOST_SEGMENTS, _ENDS = 8, 256
+_UNADJUSTED = 0.15  # size of steps that are not corrected, as a share of those that are
+_COUNTS = ("steps", "width", "iterations", "batch", "moves", "buffer")
+
+
+@register
+class DiffusionSampler(Approximation):
+    """A learned sampler on path space.
+
+    Attributes:
+        kernel: `pis`, `dds`, `dis`, `ula`, `mcd`, `cmcd` or `bridge`.
+        loss: what is minimised; see `quincunx.inference.paths.losses`.
+        steps: K, the steps of a path.
+        width: of the networks' two hidden layers.
+        iterations: of training; none leaves the kernels as they start.
+        batch: paths in each.
+        learning_rate: of the networks.
+        schedule_rate: of step sizes, temperatures and the start, as a share of it.
+        off_policy: whether every second iteration is on paths back from a buffer of good places.
+        local_search: whether Langevin steps improve the places in the buffer.
+        explore: noise added to each step of the paths trained on, falling to none.
+        smc: `True` to resample and move particles along the way, `False` for plain paths; `auto`
+            resamples with annealed kernels.
+        moves: Metropolis steps after each segment, where particles are resampled.
+        threshold: share of effective particles below which they are resampled.
+        start: `laplace`, `cloud`, or `auto` for the better.
+        spread: standard deviation of p_0 in the coordinates of the start.
+        gate: where the weight of the score in the control starts; `None` for the kernel's own.
+        buffer: places that the buffer has.
+        seconds: that training may take; `None` for no limit.
+        evaluations: log-density evaluations that training may take; `None` for no limit.
+    """
+
+    name: ClassVar[str] = "diffusion"
+    summary: ClassVar[str] = "A learned sampler on path space: weighted draws, evidence, reuse."
+    citation: ClassVar[str] = (
+        "Vargas, Padhy, Blessing and Nuesken (2024), Transport meets variational inference, ICLR"
+    )
+
+    kernel: str = "cmcd"
+    loss: str = "log_variance"
+    steps: int = 64
+    width: int = 64
+    iterations: int = 600
+    batch: int = 128
+    learning_rate: float = 2e-3
+    schedule_rate: float = 1.0
+    off_policy: bool = False
+    local_search: bool = False
+    explore: float = 0.0
+    smc: bool | str = "auto"
+    moves: int = 1
+    threshold: float = 0.3
+    start: str = "auto"
+    spread: float = 1.0
+    gate: float | None = None
+    buffer: int = 10_000
+    seconds: float | None = None
+    evaluations: int | None = None
+
+    def __check_init__(self) -> None:
+        """Refuse impossible settings."""
+        cls = type(self).__name__
+        one_of("kernel", self.kernel, KERNELS, cls)
+        one_of("loss", self.loss, LOSSES, cls)
+        one_of("start", self.start, STARTS, cls)
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if name != "iterations" or value != 0:
+                positive(name, value, cls)
+            if not isinstance(value, int):
+                raise MethodError(f"`{cls}({name}={value!r})` must be an integer.")
+        for name in ("learning_rate", "threshold", "spread"):
+            positive(name, getattr(self, name), cls)
+        if self.steps > LENGTH:
+            raise MethodError(f"`{cls}(steps={self.steps})` must be at most {LENGTH}.")
+        if self.smc not in (True, False, "auto"):
+            raise MethodError(f"`{cls}(smc={self.smc!r})` must be True, False or 'auto'.")
+        if self.smc is True and self.kernel not in ANNEALED:
+            message = f"`{cls}(smc=True)` needs densities on the way, which kernel '{self.kernel}' "
+            raise MethodError(message + f"has not. Kernels that do: {', '.join(ANNEALED)}.")
+        if (self.off_policy or self.local_search) and self.loss not in ON_ANY_PATHS:
+            message = f"`{cls}(loss='{self.loss}')` is for the sampler's own paths: leave out "
+            message += "`off_policy` and `local_search`, or take one of "
+            raise MethodError(message + f"{', '.join(ON_ANY_PATHS)}.")
+        if self.local_search and not self.off_policy:
+            raise MethodError(f"`{cls}(local_search=True)` needs `off_policy=True`.")
+        if self.loss == "adjoint_matching" and self.kernel != "pis":
+            raise MethodError(f"`{cls}(loss='adjoint_matching')` needs `kernel='pis'`.")
+        for name in ("seconds", "evaluations"):
+            if getattr(self, name) is not None:
+                positive(name, getattr(self, name), cls)
+
+    def missing(self, density: Density) -> str | None:
+        """A gradient."""
+        return lacks_gradient(density)
+
+    @property
+    def resamples(self) -> bool:
+        """Whether particles are resampled along the way."""
+        return self.kernel in ANNEALED if self.smc == "auto" else bool(self.smc)
+
+    @property
+    def segments(self) -> int:
+        """Parts of a path: the most that `steps` can be cut into evenly, up to eight."""
+        return max(part for part in range(1, _MOST_SEGMENTS + 1) if self.steps % part == 0)
+
+    def fit(self, density: Density, key: Array, budget: Budget) -> PathSampler:
+        """Find a start, and train."""
+        start_key, net_key, train_key = jax.random.split(key, 3)
+        found = choose_start(
+            density,
+            start_key,
+            budget,
+            start=self.start,
+            particles=256,
+            moves=2,
+            steps=self.steps,
+        )
+        sizes = np.asarray(found.schedule.step_sizes)[: self.steps]
+        b = np.asarray(found.schedule.inverse_temperatures)[: self.steps + 1]
+        process = self._process(density.dim, net_key, b, np.minimum(_UNADJUSTED * sizes, 0.25))
+        if self.iterations:
+            places = _cloud(found)
+            settings = (found.log_evidence, *places, float(sizes[-1]))
+            process = self._train(found.target, process, train_key, budget, *settings)
+        ends = sizes[self.steps // self.segments - 1 :: self.steps // self.segments]
+        return self._sampler(process, found.target.whitening, jnp.asarray(0.7 * ends))
+
+    def resume(
+        self, sampler: PathSampler, density: Density, key: Array, budget: Budget
+    ) -> PathSampler:
+        """Train further what was learned on another density."""
+        if not self.iterations:
+            return sampler
+        target = Target(density, sampler.whitening)
+        path_key, train_key = jax.random.split(key)
+        x, log_gamma, log_weight = _ends(sampler.process, target, path_key)
+        budget.count(gradients=_ENDS * self.steps, evaluations=_ENDS * self.steps)
+        finite = log_weight[np.isfinite(log_weight)]
+        log_z = float(np.median(finite)) if finite.size else 0.0
+        settings = (log_z, x, log_gamma, float(sampler.sizes[-1]))
+        process = self._train(target, sampler.process, train_key, budget, *settings)
+        return self._sampler(process, sampler.whitening, sampler.sizes)
+
+    def skeleton(self, density: Density) -> PathSampler:
+        """The shapes."""
+        process = self._process(density.dim, jax.random.key(0), None, None)
+        whitening = Whitening(jnp.zeros(density.dim), jnp.eye(density.dim))
+        return self._sampler(process, whitening, jnp.ones(self.segments))
+
+    def _process(self, dim: int, key: Array, b: Any, sizes: Any) -> Process:
+        gate = 0.0 if self.loss == "adjoint_matching" else self.gate
+        return make(
+            self.kernel,
+            dim,
+            self.steps,
+            self.width,
+            key,
+            gate=gate,
+            spread=self.spread,
+            inverse_temperatures=b if self.kernel in ANNEALED else None,
+            sizes=sizes,
+        )
+
+    def _train(
+        self,
+        target: Target,
+        process: Process,
+        key: Array,
+        budget: Budget,
+        log_z: float,
+        places: np.ndarray,
+        log_gamma: np.ndarray,
+        step: float,
+    ) -> Process:
+        budget.seconds = budget.seconds if self.seconds is None else self.seconds
+        budget.evaluations = self.evaluations
+        flow_key, key = jax.random.split(key)
+        flow = Control(process.mean.shape[0], self.width, flow_key, gate=0.0, limit=1.0, out=1)
+        dtype = process.mean.dtype
+        learned = Learned(process, flow, jnp.asarray(log_z, dtype))
+        recipe = Recipe(
+            loss=self.loss,
+            off_policy=self.off_policy,
+            local_search=self.local_search,
+            iterations=self.iterations,
+            batch=self.batch,
+            learning_rate=float(self.learning_rate),
+            schedule_rate=float(self.schedule_rate),
+            explore=float(self.explore),
+            segments=self.segments,
+            decay=0.99,
+            buffer=self.buffer,
+        )
+        return train(recipe, target, learned, key, budget, places, log_gamma, step).process
+
+    def _sampler(self, process: Process, whitening: Whitening, sizes: Array) -> PathSampler:
+        settings = (self.resamples, float(self.threshold), self.moves)
+        return PathSampler(process, whitening, sizes, *settings)
+
+
+def _cloud(found: Tuned) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the last pilot with their log gamma, none that it gives no weight."""
+    y = jnp.asarray(found.y)
+    values = np.asarray(_log_gamma(found.target, y))
+    kept = np.isfinite(values) & np.isfinite(found.log_weight)
+    if not kept.any():
+        return np.asarray(y), np.asarray(log_normal(y))
+    chosen = np.flatnonzero(kept)
+    chosen = np.resize(chosen, len(kept))
+    return np.asarray(y)[chosen], values[chosen]
+
+
+def _ends(process: Process, target: Target, key: Array) -> tuple[np.ndarray, ...]:
+    """Ends of some paths, log gamma there, and the log weights of the paths."""
+
+    @eqx.filter_jit
+    def run(process: Process, target: Target, key: Array) -> tuple[Array, Array, Array]:
+        paths = simulate(process, target, key, _ENDS)
+        return paths.x[-1], paths.log_gamma[-1], process.log_weights(paths)
+
+    return jax.device_get(run(process, target, key))
+
+
+@jax.jit
+def _log_gamma(target: Target, y: Array) -> Array:
+    return target.log_gamma(y)
+
+
+@register
+class PIS(DiffusionSampler):
+    """Path integral sampler: from a point, by a controlled Brownian motion."""
+
+    name: ClassVar[str] = "pis"
+    summary: ClassVar[str] = "Controlled Brownian motion from a point, by the reverse KL."
+    citation: ClassVar[str] = "Zhang and Chen (2022), Path integral sampler, ICLR"
+
+    kernel: str = "pis"
+    loss: str = "reverse_kl"
+    spread: float = 1.2
+
+
+@register
+class DDS(DiffusionSampler):
+    """Denoising diffusion sampler: the time reversal of an Ornstein-Uhlenbeck process."""
+
+    name: ClassVar[str] = "dds"
+    summary: ClassVar[str] = "Learned time reversal of exact Ornstein-Uhlenbeck steps."
+    citation: ClassVar[str] = (
+        "Vargas, Grathwohl and Doucet (2023), Denoising diffusion samplers, ICLR"
+    )
+
+    kernel: str = "dds"
+    loss: str = "reverse_kl"
+
+
+@register
+class DIS(DiffusionSampler):
+    """Time-reversed diffusion sampler, by the log variance."""
+
+    name: ClassVar[str] = "dis"
+    summary: ClassVar[str] = "Learned time reversal of a diffusion, by the log variance."
+    citation: ClassVar[str] = (
+        "Richter and Berner (2024), Improved sampling via learned diffusions, ICLR"
+    )
+
+    kernel: str = "dis"
+    loss: str = "log_variance"
+
+
+@register
+class CMCD(DiffusionSampler):
+    """Controlled Monte Carlo diffusion: annealed Langevin steps with a learned control."""
+
+    name: ClassVar[str] = "cmcd"
+    summary: ClassVar[str] = "Annealed Langevin steps with a learned control."
+
+    loss: str = "log_derivative"
+    steps: int = 32
+
+
+@register
+class DGFS(DiffusionSampler):
+    """Diffusion generative flow sampler: subtrajectory balance with forward-looking flows."""
+
+    name: ClassVar[str] = "dgfs"
+    summary: ClassVar[str] = "Controlled Brownian motion by subtrajectory balance."
+    citation: ClassVar[str] = (
+        "Zhang, Chen, Liu, Courville and Bengio (2024), Diffusion generative flow samplers, ICLR"
+    )
+
+    kernel: str = "pis"
+    loss: str = "subtrajectory_balance"
+    spread: float = 1.2
+
+
+@register
+class SCLD(DiffusionSampler):
+    """Sequential controlled Langevin diffusion: trained segment by segment, with resampling."""
+
+    name: ClassVar[str] = "scld"
+    summary: ClassVar[str] = "Controlled Langevin segments with resampling, trained off policy."
+    citation: ClassVar[str] = "Chen et al. (2025), Sequential controlled Langevin diffusions, ICLR"
+
+    loss: str = "segment_log_variance"
+    off_policy: bool = True
+    schedule_rate: float = 0.1
+    moves: int = 2
+
+
+@register
+class TrajectoryBalance(DiffusionSampler):
+    """Trajectory balance on and off policy, with exploration and a local search."""
+
+    name: ClassVar[str] = "trajectory_balance"
+    summary: ClassVar[str] = "Trajectory balance with a buffer, exploration and local search."
+    citation: ClassVar[str] = (
+        "Sendera et al. (2024), On diffusion models for amortized inference, NeurIPS"
+    )
+
+    loss: str = "trajectory_balance"
+    off_policy: bool = True
+    local_search: bool = True
+    explore: float = 0.05
+    schedule_rate: float = 0.1
+    moves: int = 2

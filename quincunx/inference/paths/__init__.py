@@ -1,0 +1,1 @@
+"""Samplers on path space: from an easy law to a posterior in steps whose densities are known."""

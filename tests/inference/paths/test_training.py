@@ -1,0 +1,131 @@
+"""Training: what it survives, what stops it, what it improves; and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import quincunx as qx
+from quincunx.inference.paths.annealing import look, move
+from quincunx.inference.paths.buffer import empty
+from tests.inference.paths.problems import gaussian_target
+
+SMALL = {"steps": 8, "width": 16, "batch": 64}
+
+
+def poisoned(x):
+    """A normal density that is NaN beyond a wall."""
+    value = -0.5 * jnp.sum(x**2)
+    return jnp.where(x[0] > 1.5, jnp.nan, value)
+
+
+def test_training_survives_places_where_the_density_is_nan():
+    model = qx.from_log_density(poisoned, np.zeros(2))
+    fit = qx.infer(
+        model,
+        method=qx.CMCD(iterations=50, smc=False, start="laplace", **SMALL),
+        num_samples=500,
+        progress=False,
+    )
+    from scipy.stats import norm
+
+    exact = np.log(2 * np.pi * norm.cdf(1.5))
+    assert abs(fit.log_evidence.value - exact) < 5 * fit.log_evidence.error
+    assert "in training were not finite" in str(fit.verdict)
+    assert (fit.posterior["x"].values[..., 0] <= 1.5).all()
+
+
+def test_training_ends_with_its_budget():
+    model = qx.from_log_density(lambda x: -0.5 * jnp.sum(x**2), np.zeros(2))
+    method = qx.DDS(iterations=1000, evaluations=100_000, start="laplace", **SMALL)
+    fit = qx.infer(model, method=method, num_samples=50, progress=False)
+    assert "budget of 100000 evaluations" in fit.verdict.outcome
+    assert fit.costs["evaluations"] < 200_000
+
+
+def test_progress_is_told():
+    model, seen = qx.from_log_density(lambda x: -0.5 * jnp.sum(x**2), np.zeros(2)), []
+    method = qx.DDS(iterations=50, start="laplace", **SMALL)
+    qx.infer(model, method=method, num_samples=50, progress=seen.append)
+    assert seen[-1].done == seen[-1].total == 50
+    assert all(state.phase == "training" for state in seen)
+
+
+def test_moves_leave_the_annealed_density_as_it_is():
+    target, beta = gaussian_target(), jnp.asarray(0.6)
+
+    factor = np.array([[0.9, 0.0], [0.2, 0.95]])
+    own = np.linalg.inv(factor @ factor.T)
+    precision = 0.4 * np.eye(2) + 0.6 * own
+    mean = np.linalg.solve(precision, 0.6 * own @ np.array([0.2, -0.1]))
+    covariance = np.linalg.inv(precision)
+    exact = np.random.default_rng(1).multivariate_normal(mean, covariance, size=200_000)
+
+    @jax.jit
+    def one(y, key):
+        at = look(target, y, gradient=True)
+        return move(target, at, beta, jnp.asarray(1.2), key, gradient=True)
+
+    moved, acceptance = one(jnp.asarray(exact), jax.random.key(0))
+    after = np.asarray(moved.y)
+    assert 0.3 < acceptance < 1
+    assert np.abs(after.mean(axis=0) - mean).max() < 5 / 200_000**0.5
+    error = np.sqrt(2) * np.diag(covariance).max() / 200_000**0.5
+    assert np.abs(np.cov(after.T) - covariance).max() < 5 * error
+
+
+def test_buffer_keeps_the_newest_and_prefers_the_best():
+    buffer = empty(10, 1, jnp.result_type(float))
+    for start in (0, 6):
+        x = jnp.arange(start, start + 6.0)
+        buffer = buffer.push(x[:, None], -jnp.abs(x - 8))
+    assert set(np.asarray(buffer.x[:, 0])) == set(range(2, 12))
+    drawn = np.asarray(buffer.sample(jax.random.key(0), 4000))[:, 0]
+    counts = np.bincount(drawn.astype(int), minlength=12)
+    assert counts[8] > counts[5] > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kernel": "pis", "smc": True}, "densities on the way"),
+        ({"loss": "log_derivative", "off_policy": True}, "own paths"),
+        ({"loss": "adjoint_matching"}, "pis"),
+        ({"kernel": "cmdc"}, "Did you mean 'cmcd'"),
+        ({"loss": "log_var"}, "Did you mean 'log_variance'"),
+        ({"local_search": True}, "off_policy"),
+        ({"steps": 1000}, "at most"),
+        ({"iterations": 1.5}, "integer"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(qx.MethodError, match=message):
+        qx.DiffusionSampler(**settings)
+
+
+def test_gradients_are_asked_for():
+    model = qx.from_log_density(lambda x: -float(np.sum(x**2)), np.zeros(2), black_box=True)
+    with pytest.raises(qx.MethodError, match=r"gradients.*ensemble"):
+        qx.infer(model, method="cmcd", progress=False)
+
+
+@pytest.mark.slow
+def test_annealed_particles_find_all_modes():
+    model, _, _ = qx.models.load("many_well")
+    fit = qx.infer(model, method=qx.AnnealedSMC(), progress=False)
+    assert abs(fit.log_evidence.value - 164.6957) < 0.5
+    positive = fit.posterior["x"].values.reshape(-1, 32)[:, ::2] > 0
+    assert len(np.unique(positive[:, :2], axis=0)) == 4
+    assert 0.80 < positive.mean() < 0.89
+
+
+@pytest.mark.slow
+def test_training_evens_out_weights():
+    model, data, reference = qx.models.load("grid_25")
+    shares = []
+    for iterations in (0, 300):
+        method = qx.DiffusionSampler(steps=32, iterations=iterations, smc=False)
+        fit = qx.infer(model, data, method, progress=False)
+        shares.append(fit.importance.share)
+    assert shares[1] > 2 * shares[0]
+    assert abs(fit.log_evidence.value - reference.log_evidence) < 5 * fit.log_evidence.error
