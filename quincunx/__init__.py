@@ -25,6 +25,7 @@ from quincunx.inference import SGNHT as SGNHT
 from quincunx.inference import BregmanLangevin as BregmanLangevin
 from quincunx.inference import Checkpoint as Checkpoint
 from quincunx.inference import CheckpointError as CheckpointError
+from quincunx.inference import Comparison as Comparison
 from quincunx.inference import Consensus as Consensus
 from quincunx.inference import DecentralizedSGLD as DecentralizedSGLD
 from quincunx.inference import EllipticalSlice as EllipticalSlice
@@ -46,6 +47,7 @@ from quincunx.inference import StoreError as StoreError
 from quincunx.inference import StructuredSGLD as StructuredSGLD
 from quincunx.inference import Until as Until
 from quincunx.inference import applicable as applicable
+from quincunx.inference import compare as compare
 from quincunx.inference import distributed as distributed
 from quincunx.inference import infer as infer
 from quincunx.inference import load as load

@@ -3,6 +3,8 @@
 from quincunx.inference import distributed as distributed
 from quincunx.inference.checkpoint import Checkpoint as Checkpoint
 from quincunx.inference.checkpoint import CheckpointError as CheckpointError
+from quincunx.inference.comparison.compare import compare as compare
+from quincunx.inference.comparison.result import Comparison as Comparison
 from quincunx.inference.distributed.mesh import mesh as mesh
 from quincunx.inference.fit import Fit as Fit
 from quincunx.inference.fit import load as load

@@ -139,7 +139,7 @@ class Fit:
             counts = self.tree[_MOMENTS].attrs
             diverged = int(counts["diverging"]), int(counts["draws"]) * len(stats["lp"])
             stats["lp"] = np.where(counts["finite_log_density"], stats["lp"], np.nan)
-        free, bias = self._free(), None
+        free, bias = self.free(), None
         report = self._report()
         if report is not None:
             bias = judge_bias(report, free)
@@ -354,7 +354,7 @@ class Fit:
         density = self._model("latent draws")
         return {site.name: self.posterior[site.name].values for site in density.program.latents}
 
-    def _free(self) -> np.ndarray:
+    def free(self) -> np.ndarray:
         """Which scalar parameters must vary: deterministic ones may rightly be constant."""
         fixed = set(json.loads(self.tree["posterior"].attrs["deterministic"]))
         return np.array([name.split("[")[0] not in fixed for name in self.convergence.names])

@@ -44,6 +44,7 @@ from quincunx.engine.density import Density
 from quincunx.inference import minibatch
 from quincunx.inference.diagnostics.convergence import flatten
 from quincunx.inference.diagnostics.discrepancy import kernel_stein_discrepancy
+from quincunx.inference.diagnostics.scores import log_density_and_scores, some_positions
 from quincunx.inference.diagnostics.verdict import Finding, Status, worst
 from quincunx.inference.distributed.mesh import on_host
 from quincunx.inference.estimators import ControlVariates
@@ -122,7 +123,7 @@ def _slowest(number: int, ess: np.ndarray) -> float:
 def covariance_ratio(session: Session, draws: Mapping[str, Any]) -> float:
     """The draws' covariance against that of the Gaussian at the mode, which agents found."""
     hessian = np.asarray(on_host(session.preparation.value.tuning.hessian))
-    z = np.asarray(_positions(session.density, draws, _COUNTED))
+    z = np.asarray(some_positions(session.density, draws, _COUNTED))
     return float(np.trace(hessian @ np.atleast_2d(np.cov(z.T))) / len(hessian))
 
 
@@ -151,7 +152,7 @@ def _on_all_rows(
     """Figures that take gradients of all rows, and how often they went through them."""
     state: State = session.groups[0].carry.state
     key = jax.random.fold_in(session.key, 3)
-    z = _positions(density, draws, _DRAWS)
+    z = some_positions(density, draws, _DRAWS)
     with np.errstate(all="ignore"):
         found = jax.device_get(_full(method, density, state.tuning, z, key))
         noise_bias, acceptance, scores = found
@@ -168,11 +169,11 @@ def _virtually(
 ) -> tuple[dict[str, float], float]:
     """Figures of a sampler with whole gradients, and how many it took to find them."""
     free = density.unconstrained
-    z = _positions(free, draws, _DRAWS)
-    scores = jax.device_get(_scores(free, z)[1])
+    z = some_positions(free, draws, _DRAWS)
+    scores = jax.device_get(log_density_and_scores(free, z)[1])
     with np.errstate(all="ignore"):
         ksd, level = kernel_stein_discrepancy(np.asarray(z), scores)
-    x = _positions(density, draws, _PROPOSALS)
+    x = some_positions(density, draws, _PROPOSALS)
     state = session.groups[0].carry.state
     found = _accepted(method, density, state, x, jax.random.fold_in(session.key, 3))
     acceptance, step_size, steps = (float(value) for value in jax.device_get(found))
@@ -211,34 +212,20 @@ def _figures(
     }
 
 
-def _positions(density: Density, draws: Mapping[str, Any], most: int) -> Array:
-    """Some draws as flat positions, evenly over chains and iterations."""
-    latent = {site.name: np.asarray(draws[site.name]) for site in density.program.latents}
-    flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in latent.items()}
-    total = len(next(iter(flat.values())))
-    chosen = np.unique(np.linspace(0, total - 1, most).astype(int))
-    return _unconstrained(density, {name: value[chosen] for name, value in flat.items()})
-
-
-@eqx.filter_jit
-def _unconstrained(density: Density, values: Mapping[str, Any]) -> Array:
-    return jax.vmap(density.unconstrain)(values)
-
-
 @eqx.filter_jit
 def _full(
     method: StochasticKernel, density: Density, tuning: Any, z: Array, key: Array
 ) -> tuple[Array, Array, Array]:
     """Noise's error of variances, mean virtual acceptance, and scores at positions."""
     temperature = method.temperature
-    values, scores = _scores(density, z)
+    values, scores = log_density_and_scores(density, z)
     keys = jax.random.split(key, 3)
     step, scale = method.euler_step(tuning), tuning.scale[None]
     some = slice(0, None, max(len(z) // _PROPOSALS, 1))
     here, value, score = z[some], values[some], scores[some]
     xi = jax.random.normal(keys[0], here.shape, here.dtype)
     there = here + step * scale * score + jnp.sqrt(2 * step * temperature * scale) * xi
-    new_value, new_score = _scores(density, there)
+    new_value, new_score = log_density_and_scores(density, there)
 
     def transition(start: Array, slope: Array, end: Array) -> Array:
         error = end - start - step * scale * slope
@@ -248,13 +235,6 @@ def _full(
     acceptance = jnp.exp(jnp.minimum(ratio / temperature, 0.0))
     acceptance = jnp.mean(jnp.where(jnp.isfinite(acceptance), acceptance, 0.0))
     return _noise_bias(method, density, tuning, z, keys[1]), acceptance, scores
-
-
-@eqx.filter_jit
-def _scores(density: Density, z: Array) -> tuple[Array, Array]:
-    """Log density and its gradient at positions; rows on disk are read once for all of them."""
-    score = jax.value_and_grad(density.log_density)
-    return jax.vmap(score)(z) if density.is_on_disk else jax.lax.map(score, z)
 
 
 def _noise_bias(
