@@ -1,20 +1,27 @@
 """From a density to a Fit. Knows nothing of the language."""
 
 from quincunx.inference import distributed as distributed
+from quincunx.inference.approximate import Trained as Trained
+from quincunx.inference.approximate import load_sampler as load_sampler
 from quincunx.inference.checkpoint import Checkpoint as Checkpoint
 from quincunx.inference.checkpoint import CheckpointError as CheckpointError
 from quincunx.inference.comparison.compare import compare as compare
 from quincunx.inference.comparison.result import Comparison as Comparison
+from quincunx.inference.diagnostics.importance import Evidence as Evidence
+from quincunx.inference.diagnostics.importance import Importance as Importance
 from quincunx.inference.distributed.mesh import mesh as mesh
 from quincunx.inference.fit import Fit as Fit
 from quincunx.inference.fit import load as load
 from quincunx.inference.handle import Run as Run
 from quincunx.inference.handle import Status as Status
+from quincunx.inference.method import Approximation as Approximation
 from quincunx.inference.method import Info as Info
 from quincunx.inference.method import Kernel as Kernel
 from quincunx.inference.method import Kind as Kind
 from quincunx.inference.method import Machine as Machine
 from quincunx.inference.method import Method as Method
+from quincunx.inference.method import Sampler as Sampler
+from quincunx.inference.method import Weighted as Weighted
 from quincunx.inference.methods import ADMM as ADMM
 from quincunx.inference.methods import NUTS as NUTS
 from quincunx.inference.methods import SGHMC as SGHMC
@@ -37,3 +44,4 @@ from quincunx.inference.run import infer as infer
 from quincunx.inference.session import Progress as Progress
 from quincunx.inference.stopping import Until as Until
 from quincunx.inference.store import StoreError as StoreError
+from quincunx.inference.training import Budget as Budget

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from quincunx.inference.diagnostics.bias import (
     judge_bias,
 )
 from quincunx.inference.diagnostics.convergence import Convergence, convergence, flatten
+from quincunx.inference.diagnostics.importance import Evidence, Importance, judge_weights
 from quincunx.inference.diagnostics.verdict import Verdict, judge
 from quincunx.inference.distributed.network import Networked
 from quincunx.inference.method import Discretised, Kind, Method, as_key
@@ -31,6 +32,7 @@ from quincunx.inference.output import build_tree, dataset
 from quincunx.inference.session import AGENT, Progress, Session
 from quincunx.inference.stopping import INTERRUPTED, interruptible
 from quincunx.inference.store import plain_strings
+from quincunx.inference.weighted import Draws, is_weighted, stored_draws, weighted_tree
 
 _BATCH = 256
 _MOMENTS, _BIAS = "posterior_moments", "bias"
@@ -42,27 +44,86 @@ class Fit:
 
     Attributes:
         tree: the ArviZ tree: `posterior`, `sample_stats`, `observed_data`, `constant_data`, and
-            further groups as they are asked for.
+            further groups as they are asked for. Of weighted draws `posterior` has equal weights;
+            `weighted_posterior` and `weighted_sample_stats` have them as they were made.
         method: the method that made the draws; `None` for a loaded fit.
         costs: `gradients`, `evaluations`, `data_passes` of all chains and both phases,
             `warmup_gradients`, `warmup_evaluations`, `compile_seconds`, `sample_seconds`.
         density: the compiled model; `None` for a fit loaded without its model.
+        sampler: what was learned, for further draws; `None` for chains and loaded fits.
     """
 
     def __init__(
         self,
-        tree: xr.DataTree,
+        tree: xr.DataTree | Callable[[], xr.DataTree],
         *,
         method: Method | None,
         costs: Mapping[str, int | float],
         density: Density | None,
         session: Session | None = None,
+        draws: Draws | None = None,
+        sampler: Any = None,
     ) -> None:
-        self.tree = tree
+        self._tree = tree
         self.method = method
         self.costs = dict(costs)
         self.density = density
+        self.sampler = sampler
         self._session = session
+        self._draws = draws
+        self._told = ("", 0)
+
+    @property
+    def tree(self) -> xr.DataTree:
+        """The ArviZ tree; weighted draws are put into one when it is first asked for."""
+        if not isinstance(self._tree, xr.DataTree):
+            self._tree = self._tree()
+        return self._tree
+
+    @classmethod
+    def weighted(
+        cls,
+        density: Density,
+        z: Any,
+        log_weight: Any,
+        *,
+        method: Method,
+        costs: Mapping[str, int | float],
+        key: int | jax.Array = 0,
+        tempered: Any = None,
+        independent: bool = True,
+        sampler: Any = None,
+        outcome: str = "",
+        skipped: int = 0,
+    ) -> Fit:
+        """The fit of weighted draws.
+
+        Args:
+            density: the target.
+            z: its positions, `(n, dim)`, or `(batch, n, dim)` for several independent batches.
+            log_weight: log weights, so that the mean weight estimates the evidence, `(n,)` or
+                `(batch, n)`.
+            method: what made them.
+            costs: by name, as in the attribute `costs`.
+            key: for resampling to equal weights.
+            tempered: log weights before each resampling, with an axis over stages before the
+                last, NaN where there was none.
+            independent: whether draws of a batch are independent of each other.
+            sampler: what was learned, for further draws.
+            outcome: why the work ended before its plan, empty where it did not.
+            skipped: steps of training that were left out because they were not finite.
+        """
+        z, log_weight = np.asarray(z), np.asarray(log_weight, float)
+        if log_weight.ndim == 1:
+            z, log_weight = z[None], log_weight[None]
+            tempered = None if tempered is None else np.asarray(tempered)[None]
+        tempered = None if tempered is None else np.asarray(tempered, float)
+        draws = Draws(z, log_weight, tempered, independent)
+        settings = (density, draws, method, as_key(key), costs, outcome, skipped)
+        tree = functools.partial(weighted_tree, *settings)
+        fit = cls(tree, method=method, costs=costs, density=density, draws=draws, sampler=sampler)
+        fit._told = (outcome, skipped)
+        return fit
 
     @classmethod
     def of(cls, session: Session, *, ended: bool = True) -> Fit:
@@ -113,6 +174,34 @@ class Fit:
             raise QuincunxError(message + "ratio.")
         return covariance_ratio(session, {str(k): v.values for k, v in self.posterior.items()})
 
+    @functools.cached_property
+    def importance(self) -> Importance:
+        """What the weights of weighted draws say: evidence, effective size, Pareto k, bounds.
+
+        Raises:
+            QuincunxError: the draws have no weights.
+        """
+        if self._draws is None:
+            if not is_weighted(self.tree):
+                message = "The draws have no weights: they are of chains. The evidence needs a "
+                message += "method with weights, such as `qx.AnnealedSMC()`."
+                raise QuincunxError(message)
+            self._draws = stored_draws(self.tree)
+        return self._draws.importance
+
+    @property
+    def log_evidence(self) -> Evidence:
+        """Log evidence of the model, with `.value` and `.error`, from weighted draws.
+
+        Raises:
+            QuincunxError: the draws have no weights.
+        """
+        return self.importance.log_evidence
+
+    @property
+    def _is_weighted(self) -> bool:
+        return self._draws is not None or is_weighted(self.tree)
+
     @property
     def kind(self) -> Kind:
         """What the method promises of its draws."""
@@ -120,8 +209,15 @@ class Fit:
 
     @functools.cached_property
     def convergence(self) -> Convergence:
-        """Effective sample sizes and R-hat of every parameter; a stuck chain has ESS 0."""
+        """Effective sample sizes and R-hat of every parameter; a stuck chain has ESS 0.
+
+        Weighted draws have that of their weights for every parameter, and no R-hat (NaN).
+        """
         found = convergence({str(name): array for name, array in self.posterior.items()})
+        if self._is_weighted:
+            size = np.full(len(found.names), self.importance.ess)
+            rest = {"r_hat": np.full(len(found.names), np.nan), "stuck": found.constant}
+            return found._replace(ess_bulk=size, ess_tail=size, **rest)
         if _MOMENTS in self.tree.children:
             found = found._replace(finite=found.finite & np.isfinite(self.moments["mean"].values))
         return found
@@ -129,6 +225,12 @@ class Fit:
     @functools.cached_property
     def verdict(self) -> Verdict:
         """Whether the draws can be trusted, why not, and what to do."""
+        if self._is_weighted:
+            if self._draws is None or self._draws.z.shape[-1] == 0:
+                attributes = self.tree["posterior"].attrs
+                self._told = (attributes["outcome"], int(attributes["skipped"]))
+            found = self.importance
+            return judge_weights(found, round(found.ess / max(found.share, 1e-300)), *self._told)
         stats = _arrays(self.tree["sample_stats"].to_dataset())
         attributes = self.tree["posterior"].attrs
         outcome = attributes["outcome"]
@@ -213,6 +315,8 @@ class Fit:
         """
         from arviz_stats import summary  # slow to import
 
+        if self._is_weighted:
+            return self._weighted_summary(summary, options)
         stuck = self.convergence.stuck | ~self.convergence.finite
         with warnings.catch_warnings():
             if stuck.any():
@@ -310,6 +414,9 @@ class Fit:
             QuincunxError: the fit was loaded or made while its run went on, or has as many draws
                 already.
         """
+        if self._is_weighted:
+            message = "Weighted draws are not of chains that could go on; `fit.sampler.draw(n)` "
+            raise QuincunxError(message + "makes new ones.")
         if self._session is None:
             message = "A fit that was loaded, or inspected while its run went on, has no running "
             raise QuincunxError(message + "chains; use `infer(checkpoint=..., resume=True)`.")
@@ -340,7 +447,8 @@ class Fit:
 
     def __repr__(self) -> str:
         posterior = self.posterior.sizes
-        shape = f"{posterior['chain']} chains x {posterior['draw']} draws"
+        parts = "batches" if self._is_weighted else "chains"
+        shape = f"{posterior['chain']} {parts} x {posterior['draw']} draws"
         name = self.tree["posterior"].attrs["method"]
         return f"<Fit by {name}: {shape}, {len(self.convergence.names)} parameters>\n{self.verdict}"
 
@@ -363,6 +471,22 @@ class Fit:
         added = dataset(density, values)
         self.tree[group] = xr.DataTree(added)
         return added
+
+    def _weighted_summary(self, summary: Any, options: Mapping[str, Any]) -> pd.DataFrame:
+        """The summary of equal-weight draws, with the effective size that the weights leave."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # 0/0 where all draws are the same
+            table: Any = summary(self.tree, **options)
+        if not isinstance(table, pd.DataFrame):
+            return table
+        table = table.copy()
+        ess = self.importance.ess
+        for column in ("ess_bulk", "ess_tail"):
+            if column in table:
+                table[column] = ess
+        if "r_hat" in table:
+            table["r_hat"] = np.nan
+        return table.drop(columns=[name for name in table if str(name).startswith("mcse")])
 
     def _correct(self, table: pd.DataFrame, options: Mapping[str, Any]) -> pd.DataFrame:
         """Zero effective sample size where arviz_stats does not see that a chain is stuck."""

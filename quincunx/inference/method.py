@@ -13,10 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from quincunx.engine.density import Density
 from quincunx.engine.errors import MethodError, unknown
+
+if TYPE_CHECKING:
+    from quincunx.inference.training import Budget
 
 Pool = Callable[[Array], Array]
 
@@ -304,6 +307,69 @@ class Machine(Kernel):
             self.begin(density, state, key),
         )
         return self.end(density, state)
+
+
+class Weighted(NamedTuple):
+    """Weighted draws: averages of w f(z), with log w the log weight, estimate the integral of p f.
+
+    p is the density as it stands, so that the mean weight estimates the evidence.
+
+    Attributes:
+        z: positions, `(n, dim)`.
+        log_weight: logarithms of the weights, `(n,)`.
+        tempered: log weights that were resampled on the way to the last ones, `(stage, n)`, NaN
+            in stages where nothing was resampled; for methods that resample.
+    """
+
+    z: Float[Array, "n dim"]
+    log_weight: Float[Array, " n"]
+    tempered: Float[Array, "stage n"] | None = None
+
+
+class Sampler(eqx.Module):
+    """What an approximation has learned of a density: it makes as many draws as are asked for.
+
+    Attributes:
+        independent: whether the draws of one call are independent of each other. They are not
+            where particles are resampled; errors are then taken from independent calls.
+    """
+
+    independent: ClassVar[bool] = True
+
+    @abc.abstractmethod
+    def draw(self, density: Density, key: Array, n: int) -> Weighted:
+        """`n` draws with their weights against a density; pure, so that it can be compiled.
+
+        Args:
+            density: the target, which may have other data than the one that was learned.
+            key: the only source of randomness.
+            n: how many.
+        """
+
+    def cost(self, n: int) -> tuple[int, int]:
+        """Gradients and log-density evaluations that `n` draws take."""
+        return 0, n
+
+
+class Approximation(Method):
+    """A method that learns a sampler once, and then draws from it with importance weights."""
+
+    kind: ClassVar[Kind] = Kind.WEIGHTED
+
+    @abc.abstractmethod
+    def fit(self, density: Density, key: Array, budget: Budget) -> Sampler:
+        """Learn a sampler.
+
+        Args:
+            density: the target.
+            key: the only source of randomness.
+            budget: told after each part of the work how far it is and what it cost; says when to
+                stop.
+        """
+
+    @abc.abstractmethod
+    def skeleton(self, density: Density) -> Sampler:
+        """A sampler with the shapes that `fit` gives it, whatever its numbers; for loading."""
 
 
 def lacks_gradient(density: Density) -> str | None:

@@ -13,8 +13,10 @@ import arviz_base
 import jax
 import numpy as np
 import xarray as xr
+from jaxtyping import Array
 
 from quincunx.engine.density import Density
+from quincunx.inference.method import Method
 from quincunx.inference.session import AGENT, Session
 
 _PACKAGES = ("quincunx", "jax", "jaxlib", "numpyro", "blackjax", "arviz-base", "numpy")
@@ -55,10 +57,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def provenance(session: Session, costs: Mapping[str, Any]) -> dict[str, Any]:
-    """What is needed to know where draws are from and to make them again."""
-    method, key = session.method, session.key
-    deterministic = session.density.program.role("deterministic")
+def about(
+    density: Density, method: Method, key: Array, costs: Mapping[str, Any], outcome: str
+) -> dict[str, Any]:
+    """What is needed to know where draws are from, whatever method made them."""
+    deterministic = density.program.role("deterministic")
     return {
         "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "inference_library": "quincunx",
@@ -71,12 +74,20 @@ def provenance(session: Session, costs: Mapping[str, Any]) -> dict[str, Any]:
         "versions": json.dumps(versions()),
         "device": jax.devices()[0].device_kind,
         "precision": str(np.dtype(jax.dtypes.canonicalize_dtype(float))),
-        "chain_method": session.layout,
-        "execution": "free" if session.free else "lockstep",
-        "outcome": session.outcome or "",
-        "thinning": session.plan.thinning * session.sink.stride,
+        "outcome": outcome,
+        "thinning": 1,
         "deterministic": json.dumps([site.name for site in deterministic]),
         "costs": json.dumps(dict(costs)),
+    }
+
+
+def provenance(session: Session, costs: Mapping[str, Any]) -> dict[str, Any]:
+    """What is needed to know where the draws of chains are from and to make them again."""
+    outcome = session.outcome or ""
+    return about(session.density, session.method, session.key, costs, outcome) | {
+        "chain_method": session.layout,
+        "execution": "free" if session.free else "lockstep",
+        "thinning": session.plan.thinning * session.sink.stride,
     }
 
 
@@ -144,6 +155,22 @@ def _constants(density: Density) -> tuple[dict[str, Any], dict[str, list[str]]]:
     return values, dims
 
 
+def labelled(density: Density, groups: Mapping[str, Mapping[str, Any]]) -> xr.DataTree:
+    """Groups of draws as a tree with dims and coords, with the observations and constants."""
+    groups = dict(groups)
+    observed = _observed(density)
+    constants, constant_dims = _constants(density)
+    if observed:
+        groups["observed_data"] = observed
+    if constants:
+        groups["constant_data"] = constants
+    dims = dims_of(density, list(density.labels.dims)) | constant_dims | agent_dims(density)
+    coords = _used(density.labels.coords, dims)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Found chain dimension to be longer")
+        return arviz_base.from_dict(groups, dims=dims, coords=coords, save_warmup=True)
+
+
 def build_tree(
     session: Session, *, ended: bool = True
 ) -> tuple[xr.DataTree, dict[str, int | float]]:
@@ -158,17 +185,7 @@ def build_tree(
     groups: dict[str, Mapping[str, Any]] = dict(session.sink.groups())
     if not (plan.keep_warmup and plan.num_warmup):
         groups = {name: values for name, values in groups.items() if "warmup" not in name}
-    observed = _observed(density)
-    constants, constant_dims = _constants(density)
-    if observed:
-        groups["observed_data"] = observed
-    if constants:
-        groups["constant_data"] = constants
-    dims = dims_of(density, list(density.labels.dims)) | constant_dims | agent_dims(density)
-    coords = _used(density.labels.coords, dims)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Found chain dimension to be longer")
-        tree = arviz_base.from_dict(groups, dims=dims, coords=coords, save_warmup=True)
+    tree = labelled(density, groups)
     attributes = provenance(session, costs)
     session.sink.complete(tree, attributes, ended=ended)
     for group in ("posterior", "sample_stats"):

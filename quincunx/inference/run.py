@@ -19,6 +19,7 @@ from quincunx.engine.errors import MethodError, unknown
 from quincunx.engine.preflight import preflight
 from quincunx.engine.sharding import check_separable, cut
 from quincunx.inference import registry
+from quincunx.inference.approximate import approximate, check_settings
 from quincunx.inference.checkpoint import Checkpoint
 from quincunx.inference.distributed.mesh import mesh as make_mesh
 from quincunx.inference.distributed.mesh import on_host, place, with_all_axes
@@ -28,7 +29,7 @@ from quincunx.inference.driver import density_specs, prepared_specs
 from quincunx.inference.fit import Fit
 from quincunx.inference.handle import Run
 from quincunx.inference.job import Job
-from quincunx.inference.method import Kernel, Kind, Method, as_key
+from quincunx.inference.method import Approximation, Kernel, Kind, Method, as_key
 from quincunx.inference.moments import Moments, MomentsSink
 from quincunx.inference.progress import Report, reporting
 from quincunx.inference.session import Group, Plan, Session
@@ -110,9 +111,11 @@ def infer(
         data: the model's arguments by name. Arrays and lists of numbers are traced; Python
             scalars, strings and `None` are constants of the compiled program.
         method: a method object such as `NUTS(target_accept=0.9)`, or a registered name.
-        num_warmup: adapting transitions of each chain, not kept.
+        num_warmup: adapting transitions of each chain, not kept. Methods that learn a sampler
+            have no chains: for them leave out this and all other settings that are about chains.
         num_samples: draws kept of each chain.
-        num_chains: number of chains.
+        num_chains: number of chains; for methods that learn a sampler that of independent
+            batches of `num_samples` weighted draws.
         key: an integer seed or a JAX key. Draws depend on (key, chain, transition) alone.
         thinning: keep one of so many transitions; `num_samples` counts the kept ones.
         init: where chains start: 'uniform' (uniform on (-2, 2) in unconstrained coordinates),
@@ -164,6 +167,26 @@ def infer(
     clock = time.perf_counter()
     density = compile(model, data, coords)
     registry.require(method, density.program.name, density)
+    if isinstance(method, Approximation):
+        given = {
+            "num_warmup": (plan.num_warmup, 1000),
+            "thinning": (plan.thinning, 1),
+            "init": (init, None),
+            "chain_method": (chain_method, "vectorized"),
+            "mesh": (mesh, None),
+            "store": (store, None),
+            "checkpoint": (checkpoint, None),
+            "resume": (resume, False),
+            "keep_warmup": (keep_warmup, False),
+            "blocking": (blocking, True),
+        }
+        check_settings(method, given, until)
+        preflight(density, compares=True)
+        shape = (num_chains, plan.num_samples)
+        fit = approximate(method, density, key, shape, until=until, progress=progress)
+        if progress is True and is_first():
+            Console(stderr=True, soft_wrap=True).print(fit.verdict)
+        return fit
     if not isinstance(method, Kernel):
         raise MethodError(f"`{type(method).__name__}` is not a kernel that the driver can run.")
     preflight(density, compares=method.promise in (Kind.EXACT, Kind.WEIGHTED))

@@ -27,7 +27,9 @@ class Gaussian(qx.Kernel):
         target = density.tempered(self.temperature)
 
         def towards(z, _):
-            step = jnp.linalg.solve(jax.hessian(target.log_density)(z), jax.grad(target.log_density)(z))
+            step = jnp.linalg.solve(
+                jax.hessian(target.log_density)(z), jax.grad(target.log_density)(z)
+            )
             return z - step, None
 
         mode, _ = jax.lax.scan(towards, jnp.zeros_like(position), length=self.newton)

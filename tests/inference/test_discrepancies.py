@@ -66,9 +66,7 @@ def test_stein_statistic_is_the_mean_over_pairs(rng):
 def test_projected_distances_are_those_of_quantile_functions(rng, sizes):
     x, y = rng.normal(size=sizes[0]), 1 + 2 * rng.normal(size=sizes[1])
     grid = (np.arange(840_000) + 0.5) / 840_000  # a multiple of all sizes
-    apart = (
-        np.sort(x)[(grid * sizes[0]).astype(int)] - np.sort(y)[(grid * sizes[1]).astype(int)]
-    )
+    apart = np.sort(x)[(grid * sizes[0]).astype(int)] - np.sort(y)[(grid * sizes[1]).astype(int)]
     found = squared_distances(x[None], y[None])[0]
     assert found == pytest.approx(np.mean(apart**2), rel=1e-4)
     if sizes[0] == sizes[1]:  # an optimal matching

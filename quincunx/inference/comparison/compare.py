@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,12 +17,13 @@ from quincunx.inference.comparison.result import NUMBERS, Comparison
 from quincunx.inference.comparison.standard import Standard
 from quincunx.inference.fit import Fit
 from quincunx.inference.memory import watched
-from quincunx.inference.method import Kind, Method, as_key
+from quincunx.inference.method import Approximation, Kind, Method, as_key
 from quincunx.inference.run import infer
 from quincunx.inference.stopping import Until
 
 _LONGER = 4
 _FROM = ("ok", "suspect")
+_FOR_ALL = ("num_samples", "num_chains", "key", "coords", "until", "progress")
 
 
 def compare(
@@ -48,7 +50,8 @@ def compare(
         budget: where each method stops earlier, as `infer(until=...)`.
         key: an integer seed or a JAX key.
         progress: show progress on a terminal.
-        **settings: of `infer`, the same for all methods.
+        **settings: of `infer`, the same for all methods; those about chains are left out for
+            methods that have none.
 
     Returns:
         The comparison, one row for each method.
@@ -70,7 +73,9 @@ def compare(
     for name, method in _named(methods, density).items():
         try:
             registry.require(method, density.program.name, density)
-            fits[name], peaks[name] = watched(lambda m=method: infer(model, data, m, **settings))
+            own = _fitting(method, settings)
+            work = functools.partial(infer, model, data, method, **own)
+            fits[name], peaks[name] = watched(work)
         except MethodError as error:
             if methods is not None:
                 raise
@@ -84,6 +89,13 @@ def compare(
         longer["key"] = np.random.default_rng(_seed(key)).integers(2**31).item()
         reference = infer(model, data, reference, **longer)
     return _compared(fits, reference, peaks, left_out)
+
+
+def _fitting(method: Method, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of `infer` without those about chains, for a method that has none."""
+    if not isinstance(method, Approximation):
+        return dict(settings)
+    return {name: value for name, value in settings.items() if name in _FOR_ALL}
 
 
 def _seed(key: Any) -> Any:

@@ -28,7 +28,8 @@ from quincunx.inference.diagnostics.independence import BLOCK
 from quincunx.inference.diagnostics.scores import log_density_and_scores
 from quincunx.inference.diagnostics.transport import TransportTest, transport_test
 from quincunx.inference.fit import Fit
-from quincunx.inference.method import Kind, lacks_gradient
+from quincunx.inference.method import lacks_gradient
+from quincunx.inference.weighted import is_weighted
 
 LEVEL = 0.01
 _RESOLVED = 0.5  # posterior sds in which a mean must be known, and alike of log sds
@@ -100,7 +101,9 @@ def stein(
         return None
     z = _part(sample)
     white = Whitening.of(z) if white is None else white
-    score = np.asarray(jax.device_get(log_density_and_scores(density.unconstrained, jnp.asarray(z))[1]))
+    score = np.asarray(
+        jax.device_get(log_density_and_scores(density.unconstrained, jnp.asarray(z))[1])
+    )
     if not np.isfinite(score).all():
         return None
     x = white.positions(z)
@@ -146,7 +149,7 @@ def predictive(fit: Fit, density: Density | None) -> Predictive | None:
     """Predictive accuracy; `None` without observations, with too many, or where LOO is no use."""
     from arviz_stats import loo  # slow to import
 
-    if density is None or density.is_on_disk or fit.kind is Kind.WEIGHTED:
+    if density is None or density.is_on_disk or is_weighted(fit.tree):
         return None
     observed = density.program.role("observed")
     rows = sum(int(np.prod(site.shape[: len(site.shape) - site.event_dim])) for site in observed)
@@ -177,7 +180,7 @@ def figures(fit: Fit) -> dict[str, Any]:
     found, free = fit.convergence, fit.free()
     bulk, tail = (part[free].min(initial=np.inf) for part in (found.ess_bulk, found.ess_tail))
     bulk, tail = (float(x) if np.isfinite(x) else np.nan for x in (bulk, tail))
-    weighted = fit.kind is Kind.WEIGHTED
+    weighted = is_weighted(fit.tree)
     row: dict[str, Any] = {
         "kind": fit.kind.value,
         "verdict": fit.verdict.status,
@@ -190,6 +193,10 @@ def figures(fit: Fit) -> dict[str, Any]:
     }
     if not np.isfinite(row["r_hat"]) and not np.isinf(row["r_hat"]):
         row["r_hat"] = np.nan
+    if weighted:
+        found = fit.importance
+        row["pareto_k"] = found.pareto_k
+        row["log_evidence"], row["log_evidence_error"] = found.log_evidence
     costs = fit.costs
     for name, cost in (
         ("gradient", costs.get("gradients", 0)),

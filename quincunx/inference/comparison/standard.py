@@ -17,7 +17,7 @@ from quincunx.inference.diagnostics.discrepancy import Whitening
 from quincunx.inference.diagnostics.independence import BLOCK, slowest, thinned
 from quincunx.inference.diagnostics.scores import positions
 from quincunx.inference.fit import Fit
-from quincunx.inference.method import Kind
+from quincunx.inference.weighted import is_weighted
 
 _MOST = 16_000  # draws that are looked at
 _EXACT_DRAWS = 4000
@@ -67,7 +67,7 @@ class Sample:
             density: the model; without it positions are the draws themselves.
         """
         ess = None
-        if fit.kind is Kind.WEIGHTED:
+        if is_weighted(fit.tree):
             ess = float(fit.convergence.ess_bulk.min(initial=math.inf))
         draws = {str(name): array.values for name, array in fit.posterior.items()}
         return cls._of({name: _thin(array) for name, array in draws.items()}, density, ess)

@@ -1,0 +1,230 @@
+"""From an approximation to a fit: learn, draw, weigh; and samplers that outlive their run."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from quincunx.engine.density import Density, compile
+from quincunx.engine.errors import MethodError, ModelError, QuincunxError
+from quincunx.inference import registry
+from quincunx.inference.fit import Fit
+from quincunx.inference.method import Approximation, Sampler, Weighted, as_key
+from quincunx.inference.output import versions
+from quincunx.inference.progress import Report, reporting
+from quincunx.inference.stopping import Until, interruptible
+from quincunx.inference.training import Budget
+
+_FORMAT = "quincunx sampler 1"
+
+
+def check_settings(
+    method: Approximation, given: Mapping[str, tuple[Any, Any]], until: Until | None
+) -> None:
+    """Refuse settings of `infer` that are about chains.
+
+    Args:
+        method: what is to run.
+        given: value and default by name.
+        until: a budget of seconds only.
+
+    Raises:
+        MethodError: one is given.
+    """
+    for name, (value, default) in given.items():
+        if value is not default and value != default:
+            message = f"`{type(method).__name__}` learns a sampler and runs no chains, so `{name}` "
+            message += "means nothing to it. Leave it out; `num_chains` batches of `num_samples` "
+            raise MethodError(message + "draws are made, and the method has a `budget` of its own.")
+    if until is not None and (until.ess is not None or until.r_hat is not None):
+        message = f"`{type(method).__name__}` has no chains whose R-hat or ESS could grow: give "
+        raise MethodError(message + "`until=Until(seconds=...)`, or the method's own `budget`.")
+
+
+@eqx.filter_jit
+def draw(sampler: Sampler, density: Density, keys: Array, n: int) -> Weighted:
+    """`n` weighted draws for each key."""
+    return jax.lax.map(lambda key: sampler.draw(density, key, n), keys)
+
+
+def approximate(
+    method: Approximation,
+    density: Density,
+    key: Array,
+    shape: tuple[int, int],
+    *,
+    until: Until | None = None,
+    progress: bool | Report = False,
+) -> Fit:
+    """Learn a sampler and draw from it.
+
+    Args:
+        method: what learns.
+        density: the target.
+        key: the run's.
+        shape: numbers of independent batches and of draws in each.
+        until: a budget of seconds for the training.
+        progress: as in `infer`.
+    """
+    learning, drawing = jax.random.split(key)
+    title = f"{method.name} on {density.program.name}"
+    shown = progress if callable(progress) else bool(progress)
+    with reporting(title, progress=shown) as report, interruptible() as interrupted:
+        seconds = None if until is None else float(until.seconds or 0)
+        budget = Budget(seconds=seconds, report=report, interrupted=interrupted)
+        sampler = method.fit(density, learning, budget)
+        trained = Trained(method, sampler, density)
+        learned = budget.elapsed
+        costs = {
+            "gradients": budget.gradients,
+            "evaluations": budget.spent,
+            "warmup_gradients": budget.gradients,
+            "warmup_evaluations": budget.spent,
+        }
+        return trained._fit(drawing, shape, costs, budget, learned)
+
+
+class Trained:
+    """A sampler that has been learned, for more draws, for another day, or for other data.
+
+    Attributes:
+        method: what learned it.
+        sampler: its arrays and its `draw`.
+        density: the target that draws are weighed against.
+    """
+
+    def __init__(self, method: Approximation, sampler: Sampler, density: Density) -> None:
+        self.method = method
+        self.sampler = sampler
+        self.density = density
+
+    def draw(self, n: int = 1000, key: int | Array = 1, *, batches: int = 1) -> Fit:
+        """New weighted draws.
+
+        The first call for a number of draws compiles.
+
+        Args:
+            n: draws of each batch.
+            key: an integer seed or a JAX key.
+            batches: independent batches; methods that resample need several for the error of the
+                evidence.
+        """
+        return self._fit(as_key(key), (batches, n), {}, None, 0.0)
+
+    def save(self, path: str | Path) -> None:
+        """Write the sampler to a file, to be read with `quincunx.load_sampler`.
+
+        The density is not written: draws are weighed anew against the one it is loaded with.
+        """
+        sites = {site.name: list(site.shape) for site in self.density.program.latents}
+        header = {
+            "format": _FORMAT,
+            "method": self.method.name,
+            "settings": self.method.settings(),
+            "sites": sites,
+            "precision": str(np.dtype(jax.dtypes.canonicalize_dtype(float))),
+            "versions": versions(),
+        }
+        with Path(path).open("wb") as file:
+            file.write((json.dumps(header) + "\n").encode())
+            eqx.tree_serialise_leaves(file, self.sampler)
+
+    def __repr__(self) -> str:
+        return f"<Sampler learned by {self.method.name} on {self.density.program.name}>"
+
+    def _fit(
+        self,
+        key: Array,
+        shape: tuple[int, int],
+        costs: Mapping[str, int | float],
+        budget: Budget | None,
+        learned: float,
+    ) -> Fit:
+        began = time.perf_counter()
+        batches, n = shape
+        keys = jax.random.split(key, batches)
+        found = jax.device_get(draw(self.sampler, self.density, keys, n))
+        gradients, evaluations = (batches * count for count in self.sampler.cost(n))
+        costs = {
+            "gradients": costs.get("gradients", 0) + gradients,
+            "evaluations": costs.get("evaluations", 0) + evaluations,
+            "warmup_gradients": costs.get("warmup_gradients", 0),
+            "warmup_evaluations": costs.get("warmup_evaluations", 0),
+            "data_passes": float(costs.get("evaluations", 0) + evaluations),
+            "compile_seconds": 0.0 if budget is None else budget.compile_seconds,
+            "sample_seconds": learned + time.perf_counter() - began,
+        }
+        return Fit.weighted(
+            self.density,
+            found.z,
+            found.log_weight,
+            method=self.method,
+            costs=costs,
+            key=key,
+            tempered=found.tempered,
+            independent=self.sampler.independent,
+            sampler=self,
+            outcome="" if budget is None else budget.outcome or "",
+            skipped=0 if budget is None else budget.skipped,
+        )
+
+
+def load_sampler(
+    path: str | Path,
+    model: Callable[..., Any],
+    data: Mapping[str, Any] | None = None,
+    coords: Mapping[str, Any] | None = None,
+) -> Trained:
+    """Read a sampler that `Trained.save` wrote.
+
+    Its draws are weighed against the model and data given here. Where these are not those that it
+    was learned on, that shows in the effective sample size and in Pareto k.
+
+    Args:
+        path: the file.
+        model: as in `infer`.
+        data: the model's arguments.
+        coords: labels by dimension name.
+
+    Raises:
+        QuincunxError: no such file, or not a sampler of ours.
+        ModelError: the model has other latent sites than the one it was learned on.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise QuincunxError(f"There is no '{path}'.")
+    density = compile(model, data, coords)
+    with path.open("rb") as file:
+        header = _header(file.readline(), path)
+        sites = {site.name: list(site.shape) for site in density.program.latents}
+        if sites != header["sites"]:
+            message = f"The sampler in '{path}' is of a model with latent sites {header['sites']}, "
+            raise ModelError(message + f"and `{density.program.name}` has {sites}.")
+        precision = str(np.dtype(jax.dtypes.canonicalize_dtype(float)))
+        if precision != header["precision"]:
+            message = f"The sampler in '{path}' was learned in {header['precision']}, and JAX runs "
+            raise QuincunxError(message + f"in {precision}: set `qx.configure(x64=...)` to match.")
+        method = type(registry.resolve(header["method"]))(**header["settings"])
+        if not isinstance(method, Approximation):
+            raise QuincunxError(f"'{path}' names '{header['method']}', which learns no sampler.")
+        like = eqx.filter_eval_shape(method.skeleton, density)
+        sampler = eqx.tree_deserialise_leaves(file, like)
+    return Trained(method, sampler, density)
+
+
+def _header(line: bytes, path: Path) -> dict[str, Any]:
+    try:
+        header = json.loads(line)
+    except ValueError:
+        header = None
+    if not isinstance(header, dict) or header.get("format") != _FORMAT:
+        raise QuincunxError(f"'{path}' was not written by `fit.sampler.save`.")
+    return header

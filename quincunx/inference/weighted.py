@@ -1,0 +1,115 @@
+"""Weighted draws as an ArviZ tree: equal-weight draws, and the raw ones with their weights."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jaxtyping import Array
+
+from quincunx.engine.density import Density
+from quincunx.inference.diagnostics.importance import (
+    Importance,
+    diagnose,
+    equal_weights,
+    pareto_smoothed,
+)
+from quincunx.inference.method import Method
+from quincunx.inference.output import about, labelled
+
+WEIGHTED, WEIGHTS = "weighted_posterior", "weighted_sample_stats"
+_BATCH = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """Weighted draws of several independent batches, on the host.
+
+    Attributes:
+        z: positions, `(batch, draw, dim)`.
+        log_weight: `(batch, draw)`.
+        tempered: log weights before each resampling, `(batch, stage, draw)`, or `None`.
+        independent: whether draws of a batch are independent of each other.
+    """
+
+    z: np.ndarray
+    log_weight: np.ndarray
+    tempered: np.ndarray | None
+    independent: bool
+
+    @functools.cached_property
+    def importance(self) -> Importance:
+        """What the weights say."""
+        return diagnose(self.log_weight, self.tempered, independent=self.independent)
+
+
+@eqx.filter_jit
+def _values(density: Density, z: Array) -> tuple[dict[str, Array], Array]:
+    def one(z: Array) -> tuple[dict[str, Array], Array]:
+        return density.constrain(z), density.log_density(z)
+
+    flat = jax.lax.map(one, z.reshape(-1, z.shape[-1]), batch_size=_BATCH)
+    return jax.tree.map(lambda leaf: leaf.reshape(*z.shape[:2], *leaf.shape[1:]), flat)
+
+
+def weighted_tree(
+    density: Density,
+    draws: Draws,
+    method: Method,
+    key: Array,
+    costs: Mapping[str, int | float],
+    outcome: str,
+    skipped: int,
+) -> xr.DataTree:
+    """The tree of weighted draws.
+
+    `posterior` has as many draws as there are weighted ones, resampled to equal weights from the
+    Pareto-smoothed weights; `sample_stats` their log density and the raw weight of each;
+    `weighted_posterior` and `weighted_sample_stats` the draws as they were made, with `log_weight`
+    and `log_weight_smoothed`, which is normalised.
+    """
+    values, lp = jax.device_get(_values(density, jnp.asarray(draws.z)))
+    smoothed, _ = pareto_smoothed(draws.log_weight)
+    stats = {"log_weight": draws.log_weight, "log_weight_smoothed": smoothed, "lp": lp}
+    groups = {WEIGHTED: values, WEIGHTS: stats}
+    if np.isfinite(smoothed).any():
+        seed = np.asarray(jax.random.key_data(key)).astype(np.uint32)
+        chosen = equal_weights(smoothed, np.random.default_rng(seed))
+    else:
+        chosen = np.arange(smoothed.size)
+
+    def pick(array: np.ndarray) -> np.ndarray:
+        return array.reshape(-1, *array.shape[2:])[chosen].reshape(array.shape)
+
+    groups["posterior"] = {name: pick(array) for name, array in values.items()}
+    groups["sample_stats"] = {"lp": pick(lp), "log_weight": pick(draws.log_weight)}
+    if draws.tempered is not None:
+        groups[WEIGHTS]["tempered_log_weight"] = np.moveaxis(draws.tempered, 1, 2)
+    tree = labelled(density, groups)
+    attributes = about(density, method, key, costs, outcome)
+    attributes |= {"independent": int(draws.independent), "skipped": skipped}
+    for group in groups:
+        tree[group].attrs.update(attributes)
+    return tree
+
+
+def stored_draws(tree: xr.DataTree) -> Draws:
+    """The weights of a tree; positions are not in it."""
+    stats = tree[WEIGHTS].to_dataset()
+    tempered = None
+    if "tempered_log_weight" in stats:
+        tempered = np.moveaxis(stats["tempered_log_weight"].values, 1, 2)
+    weights = stats["log_weight"].values
+    independent = bool(tree["posterior"].attrs["independent"])
+    return Draws(np.zeros((*weights.shape, 0)), weights, tempered, independent)
+
+
+def is_weighted(tree: xr.DataTree) -> bool:
+    """Whether a tree holds weighted draws."""
+    return WEIGHTS in tree.children
