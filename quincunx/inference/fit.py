@@ -17,6 +17,7 @@ import xarray as xr
 
 from quincunx.engine.density import Density, compile
 from quincunx.engine.errors import ModelError, ModelWarning, QuincunxError
+from quincunx.engine.explain import Explanation
 from quincunx.inference.diagnostics.bias import (
     COLUMNS,
     bias_report,
@@ -429,6 +430,26 @@ class Fit:
             session.run(_silent, stop=lambda: INTERRUPTED if interrupted() else None)
         return Fit.of(session)
 
+    def report(self, path: str | Path) -> Path:
+        """Write one HTML page that needs nothing else, for reading, printing and sending.
+
+        It has the model as compiled, the verdict, a table of the parameters, plots of how the
+        chains mix, the bias report where there is one, costs, and what is needed to make the fit
+        again.
+
+        Args:
+            path: ending in `.html`.
+
+        Returns:
+            The path.
+
+        Raises:
+            QuincunxError: another suffix.
+        """
+        from quincunx.inference.report.page import write_fit  # imports matplotlib
+
+        return write_fit(self, path)
+
     def save(self, path: str | Path) -> None:
         """Write the tree to netCDF (`.nc`) or Zarr (`.zarr`).
 
@@ -437,6 +458,9 @@ class Fit:
         """
         path = Path(path)
         self._report()
+        if self.density is not None:
+            told = Explanation(self.density.unconstrained).told()
+            self.tree["posterior"].attrs["explanation"] = json.dumps(told)
         if path.suffix == ".nc":
             self.tree.to_netcdf(path, engine="h5netcdf")
         elif path.suffix == ".zarr":

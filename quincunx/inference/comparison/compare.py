@@ -14,7 +14,7 @@ from quincunx.engine.errors import MethodError, QuincunxError, listing
 from quincunx.inference import registry
 from quincunx.inference.comparison.measure import Measures, measure, predictive
 from quincunx.inference.comparison.result import NUMBERS, Comparison
-from quincunx.inference.comparison.standard import Standard
+from quincunx.inference.comparison.standard import Answers, Standard
 from quincunx.inference.fit import Fit
 from quincunx.inference.memory import watched
 from quincunx.inference.method import Approximation, Kind, Method, as_key
@@ -200,7 +200,7 @@ def _standard(reference: Any, fits: Mapping[str, Fit], density: Density | None) 
         else:
             message = f"Unknown reference '{reference}': it is no compared fit, no method and no "
             raise QuincunxError(message + "worked model (`quincunx.models.names()`).")
-    if not all(hasattr(reference, name) for name in ("source", "mean", "sd", "draws")):
+    if not isinstance(reference, Answers):
         message = "`reference` must be a fit, a method, a name or a worked model's `Reference`, "
         raise QuincunxError(message + f"not {type(reference).__name__}.")
     standard = Standard.of_answers(reference, density)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -23,6 +23,7 @@ _MOST = 16_000  # draws that are looked at
 _EXACT_DRAWS = 4000
 
 
+@runtime_checkable
 class Answers(Protocol):
     """Trusted answers, as worked models have them: `quincunx.models.Reference`."""
 
