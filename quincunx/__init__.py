@@ -45,6 +45,7 @@ from quincunx.inference import Moments as Moments
 from quincunx.inference import PolarSlice as PolarSlice
 from quincunx.inference import Progress as Progress
 from quincunx.inference import ProximalMALA as ProximalMALA
+from quincunx.inference import Refined as Refined
 from quincunx.inference import Run as Run
 from quincunx.inference import Sampler as Sampler
 from quincunx.inference import Status as Status
@@ -52,6 +53,7 @@ from quincunx.inference import StoreError as StoreError
 from quincunx.inference import StructuredSGLD as StructuredSGLD
 from quincunx.inference import Trained as Trained
 from quincunx.inference import Until as Until
+from quincunx.inference import Validation as Validation
 from quincunx.inference import Weighted as Weighted
 from quincunx.inference import applicable as applicable
 from quincunx.inference import compare as compare
@@ -61,6 +63,8 @@ from quincunx.inference import load as load
 from quincunx.inference import load_sampler as load_sampler
 from quincunx.inference import mesh as mesh
 from quincunx.inference import methods as methods
+from quincunx.inference import refine as refine
 from quincunx.inference import register as register
+from quincunx.inference import validate as validate
 
 __version__ = "0.1.0"

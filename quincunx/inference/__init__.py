@@ -37,6 +37,8 @@ from quincunx.inference.methods import PolarSlice as PolarSlice
 from quincunx.inference.methods import ProximalMALA as ProximalMALA
 from quincunx.inference.methods import StructuredSGLD as StructuredSGLD
 from quincunx.inference.moments import Moments as Moments
+from quincunx.inference.refine import Refined as Refined
+from quincunx.inference.refine import refine as refine
 from quincunx.inference.registry import applicable as applicable
 from quincunx.inference.registry import methods as methods
 from quincunx.inference.registry import register as register
@@ -45,3 +47,5 @@ from quincunx.inference.session import Progress as Progress
 from quincunx.inference.stopping import Until as Until
 from quincunx.inference.store import StoreError as StoreError
 from quincunx.inference.training import Budget as Budget
+from quincunx.inference.validate import Validation as Validation
+from quincunx.inference.validate import validate as validate
