@@ -27,6 +27,7 @@ from quincunx.inference import BregmanLangevin as BregmanLangevin
 from quincunx.inference import Budget as Budget
 from quincunx.inference import Checkpoint as Checkpoint
 from quincunx.inference import CheckpointError as CheckpointError
+from quincunx.inference import Choice as Choice
 from quincunx.inference import Comparison as Comparison
 from quincunx.inference import Consensus as Consensus
 from quincunx.inference import DecentralizedSGLD as DecentralizedSGLD
@@ -56,6 +57,7 @@ from quincunx.inference import Until as Until
 from quincunx.inference import Validation as Validation
 from quincunx.inference import Weighted as Weighted
 from quincunx.inference import applicable as applicable
+from quincunx.inference import choose as choose
 from quincunx.inference import compare as compare
 from quincunx.inference import distributed as distributed
 from quincunx.inference import infer as infer

@@ -5,6 +5,8 @@ from quincunx.inference.approximate import Trained as Trained
 from quincunx.inference.approximate import load_sampler as load_sampler
 from quincunx.inference.checkpoint import Checkpoint as Checkpoint
 from quincunx.inference.checkpoint import CheckpointError as CheckpointError
+from quincunx.inference.choose import Choice as Choice
+from quincunx.inference.choose import choose as choose
 from quincunx.inference.comparison.compare import compare as compare
 from quincunx.inference.comparison.result import Comparison as Comparison
 from quincunx.inference.diagnostics.importance import Evidence as Evidence

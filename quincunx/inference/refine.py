@@ -10,7 +10,8 @@ unconstrained coordinates that are centred and scaled; those of order 2 without 
 coordinates take fewer draws. B is by least squares with a ridge. Order and ridge are chosen for
 each quantity by cross-validation over five contiguous blocks of the chains; order 0, the plain
 mean, is among the choices. An order with k columns is tried only where there are 20 k effective
-draws. The standard error is that of the residuals f - Z B, times sqrt(n / (n - k - 1)).
+draws. The standard error is that of the residuals f - Z B, times sqrt(n / (n - k - 1)), and no smaller than of
+independent draws.
 
 On a Gaussian posterior polynomials of the order are integrated exactly. The mean of Z is zero only
 if the density times the polynomial's gradient vanishes at infinity, as it does for proper
@@ -221,7 +222,8 @@ def _rows(
         refined[members] = rest.mean(axis=0)
         inflated = np.sqrt(number / (number - z.shape[1] - 1))
         series = rest.reshape(chains, length, -1)
-        errors[members] = Moments.of(series, ess).mean_error * inflated
+        least = rest.std(axis=0) / np.sqrt(number if ess is None else ess)
+        errors[members] = np.maximum(Moments.of(series, ess).mean_error, least) * inflated
     note = "no control variate lowers the error"
     if len(candidates) == 1:
         note = f"too few effective draws ({size:.0f})"

@@ -47,6 +47,7 @@ NUMBERS = {
 }
 WORDS = {"kind": "kind", "verdict": "verdict", "result": "result"}
 _PARAMETERS = {"mean_error": "mean_parameter", "log_sd_error": "log_sd_parameter"}
+_ATTRIBUTE = "quincunx_comparison"
 _STYLES = {"agrees": "green", "differs": "red", "cannot tell": "yellow", "reference": "bold"}
 JUDGED = (
     "ess_bulk",
@@ -165,7 +166,7 @@ class Comparison:
         tree = xr.DataTree.from_dict(
             {f"fit_{index}": fit.tree for index, fit in enumerate(self.fits.values())}
         )
-        tree.attrs["quincunx_comparison"] = json.dumps(told)
+        tree.attrs[_ATTRIBUTE] = json.dumps(told)
         tree.to_netcdf(path, engine="h5netcdf")
 
     @classmethod
@@ -180,9 +181,9 @@ class Comparison:
             raise QuincunxError(f"There is no '{path}'.")
         with xr.open_datatree(path, engine="h5netcdf") as opened:
             tree = opened.load()
-        if "quincunx_comparison" not in tree.attrs:
+        if _ATTRIBUTE not in tree.attrs:
             raise QuincunxError(f"'{path}' was not written by `Comparison.save`.")
-        told = json.loads(tree.attrs["quincunx_comparison"])
+        told = json.loads(tree.attrs[_ATTRIBUTE])
         fits = {}
         for index, name in enumerate(told["fits"]):
             part = xr.DataTree.from_dict(
@@ -250,6 +251,14 @@ class Comparison:
 
     def __repr__(self) -> str:
         return str(self)
+
+
+def is_comparison(path: Path) -> bool:
+    """Whether a netCDF file holds a comparison; `False` where there is no file."""
+    if not path.is_file():
+        return False
+    with xr.open_datatree(path, engine="h5netcdf") as opened:
+        return _ATTRIBUTE in opened.attrs
 
 
 def _read(text: str, index: str) -> pd.DataFrame:

@@ -101,7 +101,8 @@ def figure(drawing: Drawing) -> str:
     data = base64.b64encode(drawing.svg).decode()
     title = escape(drawing.title)
     return (
-        f'<figure><img alt="{title}" src="data:image/svg+xml;base64,{data}">'
+        f'<figure><div class="wide"><img alt="{title}" '
+        f'src="data:image/svg+xml;base64,{data}"></div>'
         f"<figcaption><b>{title}.</b> {escape(drawing.caption)}</figcaption></figure>"
     )
 

@@ -20,7 +20,7 @@ from quincunx.inference.method import Kind
 from quincunx.inference.report import html, plots
 
 _ROWS = 200
-_SHOWN = 12
+_SHOWN, _FEW = 12, 3
 _BARS = ("evaluations", "sample_seconds", "ess_per_evaluation", "ess_per_second")
 
 
@@ -220,7 +220,7 @@ def _method(name: str, fit: Fit, comparison: Comparison) -> str:
     errors = comparison.errors[name]
     if not errors.empty:
         parts.append(_errors(errors))
-    parts += map(html.figure, plots.of_chains(fit))
+    parts += map(html.figure, plots.of_chains(fit, _FEW))
     parts += [_weights(fit), _bias(fit), html.plain(_settings(fit))]
     return html.section(name, *parts)
 

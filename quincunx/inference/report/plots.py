@@ -17,7 +17,7 @@ from quincunx.inference.fit import Fit
 from quincunx.inference.report.html import Drawing
 from quincunx.inference.weighted import is_weighted
 
-_TRACED = 500  # draws of a chain
+_TRACED, _PAIRED = 250, 150  # draws of a chain
 _SETTINGS = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -111,7 +111,7 @@ def pairs(fit: Fit, names: Sequence[str]) -> Drawing:
     """Joint draws of the worst parameters."""
     from arviz_plots import plot_pair
 
-    tree = some(fit, names, _TRACED)
+    tree = some(fit, names, _PAIRED)
     return _drawn(
         lambda: plot_pair(tree, backend="matplotlib"),
         "Pairs of the parameters that mix worst",
@@ -148,9 +148,14 @@ def _bars(columns: Mapping[str, Mapping[str, float]]) -> Any:
     return figure
 
 
-def of_chains(fit: Fit) -> list[Drawing]:
-    """What shows how chains mix; nothing for draws that are of no chain, or too few."""
-    names = worst(fit, 4)
+def of_chains(fit: Fit, most: int = 4) -> list[Drawing]:
+    """What shows how chains mix; nothing for draws that are of no chain, or too few.
+
+    Args:
+        fit: the fit.
+        most: parameters, those that mix worst.
+    """
+    names = worst(fit, most)
     if is_weighted(fit.tree) or not names or fit.posterior.sizes["draw"] < 20:
         return []
     moving = [n for n in names if not fit.convergence.stuck[fit.convergence.names.index(n)]]
