@@ -10,8 +10,8 @@ unconstrained coordinates that are centred and scaled; those of order 2 without 
 coordinates take fewer draws. B is by least squares with a ridge. Order and ridge are chosen for
 each quantity by cross-validation over five contiguous blocks of the chains; order 0, the plain
 mean, is among the choices. An order with k columns is tried only where there are 20 k effective
-draws. The standard error is that of the residuals f - Z B, times sqrt(n / (n - k - 1)), and no smaller than of
-independent draws.
+draws. The standard error is that of the residuals f - Z B, times sqrt(n / (n - k - 1)),
+and no smaller than that of independent draws.
 
 On a Gaussian posterior polynomials of the order are integrated exactly. The mean of Z is zero only
 if the density times the polynomial's gradient vanishes at infinity, as it does for proper

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 
 import quincunx as qx
 import quincunx.distributions as dist
@@ -31,11 +32,16 @@ def regression(X, y=None):
 
 def stuck(fit):
     """The fit with a first chain that never moves."""
+    posterior = fit.posterior.copy(deep=True)
+    for values in posterior.values():
+        values.values[0] = values.values[0, :1]
+    return with_posterior(fit, posterior)
+
+
+def with_posterior(fit, posterior):
+    """A fit with other draws."""
     tree = fit.tree.copy(deep=True)
-    for name, values in fit.posterior.items():
-        still = values.values.copy()
-        still[0] = still[0, :1]
-        tree["posterior"][name] = (values.dims, still)
+    tree["posterior"] = xr.DataTree(posterior)
     return qx.Fit(tree, method=fit.method, costs=fit.costs, density=fit.density)
 
 

@@ -137,12 +137,12 @@ def test_a_slow_chain_is_not_taken_for_another_law():
 def test_without_thinning_it_would_be():
     """The same chains, all draws taken as independent."""
     rejected = 0
-    for repetition in range(25):
+    for repetition in range(4):
         rng = np.random.default_rng([repetition, 2, 9])
-        a, b = chains(rng, 0.9, 4, 100, 2), chains(rng, 0.9, 4, 100, 2)
-        test = transport_test(a.reshape(-1, 2), b.reshape(-1, 2), BLOCK, rng)
+        a, b = chains(rng, 0.9, 4, 50, 2), chains(rng, 0.9, 4, 50, 2)
+        test = transport_test(a.reshape(-1, 2), b.reshape(-1, 2), 1, rng)
         rejected += test.p_value <= 0.01
-    assert rejected > 12
+    assert rejected >= 3, rejected
 
 
 def test_faults_are_seen(rng):
@@ -202,12 +202,12 @@ def test_unequal_sets_have_equal_weight_in_normal_scores(rng):
 
 
 def test_thinning_keeps_whole_blocks_of_one_chain():
-    kept = thinned(1000, 4, 1000)
+    kept = thinned(1000, 4, 1000.0)
     assert len(kept) % BLOCK == 0
     assert (np.ptp(kept.reshape(-1, BLOCK) // 1000, axis=1) == 0).all()
     assert np.diff(kept.reshape(4, -1), axis=1).min() >= 8
-    assert len(thinned(1000, 4, 0)) == 0
-    assert len(thinned(1000, 4, 4000, most=200)) <= 200
+    assert len(thinned(1000, 4, 0.0)) == 0
+    assert len(thinned(1000, 4, 4000.0, most=200)) <= 200
 
 
 def test_whitening_makes_covariances_one(rng):

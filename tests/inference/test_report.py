@@ -8,6 +8,7 @@ import pytest
 
 import quincunx as qx
 from quincunx.cli import main
+from tests.inference.test_compare import with_posterior
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -17,9 +18,9 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 def pages(schools, tmp_path_factory):
     """Pages of a fit and of a comparison, with what they are made from."""
     folder = tmp_path_factory.mktemp("pages")
-    half = schools.tree.copy(deep=True)
-    half["posterior"]["mu"] = half["posterior"]["mu"] * 0.5 - 4.0
-    wrong = qx.Fit(half, method=schools.method, costs=schools.costs, density=schools.density)
+    half = schools.posterior.copy(deep=True)
+    half["mu"].values[:] = 0.5 * half["mu"].values - 4.0
+    wrong = with_posterior(schools, half)
     compared = qx.compare({"nuts": schools, "<wrong>": wrong}, reference="nuts")
     schools.save(folder / "fit.nc")
     compared.save(folder / "compared.nc")

@@ -114,13 +114,15 @@ def agreement(names: list[str], found: Moments, reference: Moments, heavy: np.nd
         ratio = np.log(found.sd) - np.log(reference.sd)
         spread = np.hypot(found.log_sd_error, reference.log_sd_error)
         log_sd_z = np.where(np.isinf(spread), 0.0, ratio / spread)
+        one_is_constant = np.isnan(log_sd_z)
+        log_sd_z[one_is_constant] = np.copysign(np.inf, ratio[one_is_constant])
     columns = {
         "mean_difference": apart / scale,
         "mean_error": error / scale,
         "mean_z": mean_z,
         "log_sd_difference": ratio,
         "log_sd_error": spread,
-        "log_sd_z": np.where(np.isnan(log_sd_z), np.sign(ratio) * np.inf, log_sd_z),
+        "log_sd_z": log_sd_z,
         "ranks": heavy[varies],
     }
     table = pd.DataFrame(columns, index=pd.Index(names, name="parameter"))

@@ -40,7 +40,7 @@ class Drawing(NamedTuple):
     caption: str
 
 
-def number(value: float, digits: int = 3) -> Cell:
+def number(value: float | int, digits: int = 3) -> Cell:
     """A figure; `n/a`, sorted last, where there is none."""
     value = float(value)
     if math.isnan(value):
