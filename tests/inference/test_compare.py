@@ -107,7 +107,7 @@ def test_a_stuck_chain_has_failed(compared):
     assert row["verdict"] == "failed"
     assert row["result"] == "cannot tell"
     assert row["ess_bulk"] == 0
-    assert "never moved: 'intercept'" in compared.reasons["stuck"][0]
+    assert "never moved: 'beta[0]'" in compared.reasons["stuck"][0]
     assert row[["wasserstein_ratio", "ksd"]].isna().all()
 
 

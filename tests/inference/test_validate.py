@@ -57,7 +57,7 @@ def test_an_exact_method_passes(right):
 
 
 def test_the_prior_passes_marginal_ranks_alone():
-    found = validated(Gaussian(temperature=0.0))
+    found = validated(Gaussian(rows=0))
     assert found.verdict.status == "failed"
     assert (found.table["p_value"][["w[0]", "w[1]"]] > 1e-3).all()
     assert found.table["p_value"][LIKELIHOOD] < 1e-10
@@ -65,7 +65,7 @@ def test_the_prior_passes_marginal_ranks_alone():
 
 
 def test_half_the_data_pass_marginal_ranks_alone():
-    found = validated(Gaussian(temperature=0.5))
+    found = validated(Gaussian(rows=10))
     assert found.verdict.status == "failed"
     assert (found.table["p_value"][["w[0]", "w[1]"]] > 1e-3).all()
     assert found.table["p_value"][[LIKELIHOOD, COVERAGE]].min() < 1e-3

@@ -153,12 +153,9 @@ class Comparison:
         if path.suffix != ".nc":
             raise QuincunxError(f"Cannot save to '{path}': the suffix must be .nc.")
         told = {
-            "table": self.table.to_json(orient="split", double_precision=15),
+            "table": self.table.to_dict(orient="split"),
             "reasons": self.reasons,
-            "errors": {
-                name: table.to_json(orient="split", double_precision=15)
-                for name, table in self.errors.items()
-            },
+            "errors": {name: table.to_dict(orient="split") for name, table in self.errors.items()},
             "reference": self.reference,
             "left_out": self.left_out,
             "fits": list(self.fits),
@@ -261,6 +258,5 @@ def is_comparison(path: Path) -> bool:
         return _ATTRIBUTE in opened.attrs
 
 
-def _read(text: str, index: str) -> pd.DataFrame:
-    table = pd.read_json(io.StringIO(text), orient="split", precise_float=True)
-    return table.rename_axis(index)
+def _read(told: Mapping[str, Any], index: str) -> pd.DataFrame:
+    return pd.DataFrame(**told).rename_axis(index)

@@ -144,7 +144,9 @@ def heavy_tailed(values: np.ndarray) -> np.ndarray:
     if varies.any():
         entries = values[:, varies].T
         centred = entries - np.median(entries, axis=1, keepdims=True)
-        found[varies] = np.atleast_1d(array_stats.pareto_khat(centred[:, None, :])) > _HEAVY
+        with np.errstate(all="ignore"):  # NaN where many draws are the same
+            shape = np.atleast_1d(array_stats.pareto_khat(centred[:, None, :]))
+        found[varies] = shape > _HEAVY
     return found
 
 
