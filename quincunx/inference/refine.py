@@ -132,9 +132,8 @@ def _quantities(
     shape = next(iter(draws.values())).shape[:2]
     flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in draws.items()}
     found = jax.device_get(_mapped(dict(fns), flat))
-    return flatten(
-        {n: np.asarray(v, float).reshape(*shape, *v.shape[1:]) for n, v in found.items()}
-    )
+    every = {name: np.asarray(found[name], float) for name in fns}
+    return flatten({name: v.reshape(*shape, *v.shape[1:]) for name, v in every.items()})
 
 
 def _controls(z: np.ndarray, score: np.ndarray, size: float, order: str | int) -> list[_Columns]:
