@@ -83,7 +83,7 @@ def compare(
     if methods is None:
         table = registry.applicable(model, data)
         left_out = dict(table["missing"][~table["applies"]]) | left_out
-    reference = _as_method(reference, fits)
+    reference = _as_method(reference)
     if isinstance(reference, Method):
         longer = dict(settings, num_samples=_LONGER * settings.get("num_samples", 1000), until=None)
         longer["key"] = np.random.default_rng(_seed(key)).integers(2**31).item()
@@ -123,7 +123,7 @@ def _named(
     return named
 
 
-def _as_method(reference: Any, fits: Mapping[str, Fit]) -> Any:
+def _as_method(reference: Any) -> Any:
     """A reference that is a method, or its name, as an object; anything else as it is."""
     if isinstance(reference, type) and issubclass(reference, Method):
         return reference()

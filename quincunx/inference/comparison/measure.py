@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -232,7 +233,7 @@ def measure(
         accuracy: the reference's predictive accuracy.
         name: the method's name among the compared.
     """
-    rng = np.random.default_rng(abs(hash((len(name), *name.encode()))) % 2**32)
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
     row, is_reference = figures(fit), standard is not None and standard.name == name
     sample = Sample.of_fit(fit, density)
     agreed = None if standard is None or is_reference else against(sample, standard)

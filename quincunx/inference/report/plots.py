@@ -71,10 +71,10 @@ def forest(fits: Mapping[str, Fit], names: Sequence[str]) -> Drawing:
 
 
 def ranks(fit: Fit, names: Sequence[str]) -> Drawing:
-    """Ranks by chain."""
+    """Ranks by chain; their band is simulated, which takes long for many draws."""
     from arviz_plots import plot_rank
 
-    tree = some(fit, names)
+    tree = some(fit, names, _TRACED)
     return _drawn(
         lambda: plot_rank(tree, backend="matplotlib"),
         "Ranks of each chain's draws among all",
