@@ -100,6 +100,7 @@ def test_nuts_on_many_data_sets_at_once():
     assert found.verdict.status != "failed", found
 
 
+@pytest.mark.slow
 def test_methods_that_prepare_run_one_by_one():
     settings = {"simulations": 20, "num_draws": 9, "num_warmup": 50}
     found = qx.validate(linear, qx.SGLD(batch_size=10), LINEAR, **settings)
@@ -107,9 +108,8 @@ def test_methods_that_prepare_run_one_by_one():
 
 
 def test_dependent_draws_are_told():
-    found = qx.validate(
-        spread, "hit_and_run_slice", {"y": np.zeros(12)}, simulations=40, num_draws=19, thinning=1
-    )
+    settings = {"simulations": 40, "num_draws": 19, "num_warmup": 20, "thinning": 1}
+    found = qx.validate(spread, "hit_and_run_slice", {"y": np.zeros(12)}, **settings)
     assert any("thinning" in advice for advice in found.verdict.advice), found
 
 

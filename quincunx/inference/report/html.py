@@ -47,7 +47,7 @@ def number(value: float | int, digits: int = 3) -> Cell:
         return Cell("n/a", "")
     large = abs(value) >= 1000 and math.isfinite(value)
     shown = f"{value:,.0f}" if large else f"{value:.{digits}g}"
-    return Cell(shown, "Infinity" if value == math.inf else value)
+    return Cell(shown, str(value).replace("inf", "Infinity"))
 
 
 def word(text: str) -> Cell:
