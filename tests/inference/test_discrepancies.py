@@ -50,12 +50,12 @@ def test_stein_kernel_is_the_operator_applied_twice(rng):
     expected = jax.vmap(
         lambda x, s, xs, ss: jax.vmap(lambda y, t: brute(x, s, y, t))(xs, ss), (0, 0, None, None)
     )(x, s, x, s)
-    np.testing.assert_allclose(stein_kernel(x, s), expected, rtol=1e-9)
+    np.testing.assert_allclose(stein_kernel(x, s, 3.0), expected, rtol=1e-9)
 
 
 def test_stein_statistic_is_the_mean_over_pairs(rng):
     x = rng.normal(size=(24, 2))
-    kernel = stein_kernel(x, -x)
+    kernel = stein_kernel(x, -x, 2.0)
     expected = np.mean([kernel[i, j] for i in range(24) for j in range(24) if i != j])
     found = stein_test(x, -x, np.arange(24) // BLOCK, rng)
     assert found.squared == pytest.approx(expected)

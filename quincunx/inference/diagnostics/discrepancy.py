@@ -3,8 +3,8 @@ r"""Kernel Stein discrepancy: how far draws are from a density whose score is kn
     KSD^2 = E k_p(x, x'),
     k_p = s.s' k + s.grad' k + s'.grad k + tr grad grad' k,    k = (c^2 + |x - x'|^2)^(-1/2),
 
-with s = grad log p, x and x' independent draws, c^2 the dimension, in whitened coordinates. It
-needs no normalising constant and no other draws. The mean over all pairs is never negative and too
+with s = grad log p, x and x' independent draws, in whitened coordinates. It needs no normalising
+constant and no other draws. The mean over all pairs is never negative and too
 large by the diagonal's share; the mean over pairs of different draws (the U-statistic) has mean
 zero under exact draws.
 
@@ -82,17 +82,18 @@ class SteinTest(NamedTuple):
         return float(np.sqrt(max(self.squared, 0.0)))
 
 
-def stein_kernel(x: np.ndarray, s: np.ndarray) -> np.ndarray:
+def stein_kernel(x: np.ndarray, s: np.ndarray, square: float) -> np.ndarray:
     """k_p of all pairs, `(n, n)`.
 
     Args:
         x: positions, `(n, dim)`, whitened.
         s: gradients of the log density there, `(n, dim)`.
+        square: c^2; the dimension, for a kernel as wide as draws are apart, or less.
     """
     dim = x.shape[1]
     squares = np.sum(x**2, axis=1)
     distance = np.maximum(squares[:, None] + squares[None, :] - 2 * x @ x.T, 0.0)
-    base = dim + distance
+    base = square + distance
     s_x = s @ x.T  # s_i . x_j
     own = np.sum(s * x, axis=1)
     towards = own[:, None] - s_x  # s_i . (x_i - x_j)
@@ -111,7 +112,7 @@ def kernel_stein_discrepancy(z: np.ndarray, score: np.ndarray) -> tuple[float, f
         score: gradients of the log density there, `(n, dim)`.
     """
     white = Whitening.of(z)
-    kernel = stein_kernel(white.positions(z), white.scores(score))
+    kernel = stein_kernel(white.positions(z), white.scores(score), 1.0)
     level = np.mean(np.diag(kernel)) / len(z)
     return float(np.sqrt(max(kernel.mean(), 0.0))), float(np.sqrt(level))
 
@@ -128,7 +129,7 @@ def stein_test(
         rng: for the bootstrap's signs.
     """
     count, blocks = len(x), int(block.max()) + 1
-    kernel = stein_kernel(x, s)
+    kernel = stein_kernel(x, s, float(x.shape[1]))
     np.fill_diagonal(kernel, 0.0)
     member = np.zeros((blocks, count))
     member[block, np.arange(count)] = 1.0
