@@ -170,6 +170,16 @@ def test_flights():
 
 
 @pytest.mark.slow
+def test_neural_network():
+    fit, right, sure, gap = run("neural_network", "--num-samples", "500")
+    assert fit.posterior["weight"].shape == (4, 500, 16, 10)
+    assert fit.verdict.status == "ok", fit.verdict
+    assert right > 0.96
+    assert abs(sure - right) < 0.04
+    assert gap < 0.04
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_code_in_the_documentation_runs(page, tmp_path, monkeypatch):
     """The Python blocks of a page, one after the other in one namespace."""

@@ -19,7 +19,7 @@ from quincunx.engine.labels import Labels
 from quincunx.engine.language import Model
 from quincunx.engine.native import native
 from quincunx.engine.program import Program, trace_program
-from quincunx.engine.rows import Block, cut_evenly
+from quincunx.engine.rows import Block, Part, cut_evenly
 from quincunx.engine.sharding import Shard
 from quincunx.engine.structure import Structure
 from quincunx.engine.surroundings import surroundings
@@ -395,9 +395,7 @@ class Density(eqx.Module):
 
     def _of_part(self, shard: Shard, z: Any, rows: Rows) -> tuple[Any, Any]:
         """Terms of a part of the rows, summed over the devices that have the others."""
-        if rows is not None:
-            raise ModelError("Rows cannot be chosen where each device has a part of them.")
-        own = shard.rows(self)
+        own = shard.pieces(self, {} if rows is None else self._rows(rows))
         if shard.axis is None:
             prior, likelihood = _terms(self.program, self.leaves, z, own)
             return shard.prior * prior, self._tempered(likelihood)
@@ -422,6 +420,8 @@ class Density(eqx.Module):
             if name not in plates:
                 raise ModelError(unknown("data plate", name, plates))
             order = self.order.get(name)
+            if isinstance(indices, Part):
+                continue
             if isinstance(indices, Block):
                 _check_block(indices, name, plates[name].size)
                 rows[name] = replace(indices, order=order)

@@ -31,6 +31,8 @@ class Block(eqx.Module):
             not have; they are then gathered.
         weight: a further factor of the plate's terms, `None` for one.
         ahead: where the block starts that will be asked for next, `None` if that is not known.
+        index: which of the blocks that the rows are cut into evenly, `None` for another block.
+        number: how many those are.
     """
 
     start: Any
@@ -39,6 +41,8 @@ class Block(eqx.Module):
     order: Any = None
     weight: Any = None
     ahead: Any = None
+    index: Any = None
+    number: int | None = eqx.field(static=True, default=None)
 
     @property
     def indices(self) -> Array:
@@ -97,6 +101,31 @@ class Part(Block):
         return jnp.where((jnp.arange(self.size) < self.count).reshape(shape), terms, 0.0)
 
 
+class Piece(Part):
+    """A block of the rows that a density has of its own.
+
+    Attributes:
+        begin: the first of them, traced, counted from the part's first.
+        factor: of the plate's terms.
+    """
+
+    begin: Any = 0
+    factor: Any = 1.0
+
+    @property
+    def indices(self) -> Array:
+        """The rows as a vector, counted from the first of all."""
+        return self._from(self.start + self.begin)
+
+    def take(self, array: Any) -> Array:
+        """The block's rows of the part's array."""
+        return _cut(self.size)(jnp.asarray(array), jnp.asarray(self.begin))
+
+    def only(self, terms: Array, axis: int) -> Array:
+        """Terms with the block on one axis, masked, times the factor."""
+        return self.factor * super().only(terms, axis)
+
+
 def cut_evenly(rows: int, number: int, index: Any, ahead: Any = None) -> Block:
     """One of `number` blocks whose sizes differ by one row at most.
 
@@ -112,9 +141,10 @@ def cut_evenly(rows: int, number: int, index: Any, ahead: Any = None) -> Block:
         return index * least + (jnp.maximum(index - (number - larger), 0) if larger else 0)
 
     later = None if ahead is None else start(ahead)
+    kept = {"ahead": later, "index": index, "number": number}
     if not larger:
-        return Block(start(index), least, ahead=later)
-    return Block(start(index), least + 1, least + (index >= number - larger), ahead=later)
+        return Block(start(index), least, **kept)
+    return Block(start(index), least + 1, least + (index >= number - larger), **kept)
 
 
 def take(arrays: Sequence[Any], rows: Any) -> list[Any]:

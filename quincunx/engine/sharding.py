@@ -15,7 +15,7 @@ Observations outside the data plates count 1/k in every part.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Array
 
 from quincunx.engine.errors import ModelError
-from quincunx.engine.rows import Part
+from quincunx.engine.rows import Block, Part, Piece
 
 if TYPE_CHECKING:
     from quincunx.engine.density import Density
@@ -60,6 +60,39 @@ class Shard(eqx.Module):
             found[plate.name] = Part(start, size, count, parts=self.parts)
         return found
 
+    def pieces(self, density: Density, blocks: Mapping[str, Any]) -> dict[str, Part]:
+        """By plate, the part's share of an even block, or all rows of the part.
+
+        The part's rows are cut into as many blocks as all rows are, and count so many times.
+
+        Raises:
+            ModelError: rows that are not one of such blocks.
+        """
+        found = self.rows(density)
+        for name, block in blocks.items():
+            if isinstance(block, Piece):
+                found[name] = block
+                continue
+            if not isinstance(block, Block) or block.number is None:
+                message = "Rows cannot be chosen where each device has a part of them: take blocks "
+                raise ModelError(message + "that they are cut into evenly.")
+            own, number = found[name], block.number
+            least, larger = own.count // number, own.count % number
+            begin = block.index * least + jnp.maximum(block.index - (number - larger), 0)
+            count = least + (block.index >= number - larger)
+            size = -(-own.size // number)
+            factor = number * size / own.size  # a block counts own.size / size times as it is
+            kept = {"parts": self.parts, "begin": begin, "factor": factor}
+            found[name] = Piece(own.start, size, count, **kept)
+        return found
+
+    def row(self, density: Density, index: Any) -> Piece:
+        """One row of the part of the only data plate, scaled to all rows of all parts."""
+        (plate,) = density.program.data_plates
+        own = self.rows(density)[plate.name]
+        kept = {"parts": self.parts, "begin": index, "factor": plate.size / own.size}
+        return Piece(own.start, 1, 1, **kept)
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def spread(axis: str, value: Array) -> Array:
@@ -72,6 +105,27 @@ def spread(axis: str, value: Array) -> Array:
 def total(axis: str, value: Array) -> Array:
     """The sum over devices; each has the gradient of its own term."""
     return jax.lax.psum(value, axis)
+
+
+def alone(density: Density) -> Density:
+    """The part of a device by itself, without the sum over devices."""
+    shard = density.shard
+    if shard is None or shard.axis is None:
+        return density
+    own = Shard(shard.starts, shard.counts, shard.parts, shard.prior, None)
+    return eqx.tree_at(lambda density: density.shard, density, own)
+
+
+def over_devices(density: Density, value: Array) -> Array:
+    """The sum of an array over the devices that have parts of a density's rows."""
+    axis = None if density.shard is None else density.shard.axis
+    return value if axis is None else jax.lax.psum(value, axis)
+
+
+def from_devices(density: Density, rows: Array) -> Array:
+    """The rows of an array of all devices that have parts of a density's rows, together."""
+    axis = None if density.shard is None else density.shard.axis
+    return rows if axis is None else jax.lax.all_gather(rows, axis, tiled=True)
 
 
 spread.defvjp(

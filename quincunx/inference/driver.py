@@ -469,6 +469,29 @@ def own_rows(density: Density) -> Density:
     return sharding.local(density)
 
 
+def on_devices(
+    mesh: Mesh | None, run: Callable[..., PyTree], density: Density, *rest: PyTree
+) -> PyTree:
+    """What a function makes of a density, on all devices that have parts of its rows.
+
+    Args:
+        mesh: the devices.
+        run: sees the density as a method does; its results must be the same on all devices.
+        density: the target.
+        rest: further arguments, everywhere alike.
+    """
+    if mesh is None or density.shard is None:
+        return run(density, *rest)
+    everywhere = PartitionSpec()
+    return jax.shard_map(
+        lambda density, *rest: run(own_rows(density), *rest),
+        mesh=mesh,
+        in_specs=(density_specs(density), *(everywhere,) * len(rest)),
+        out_specs=everywhere,
+        check_vma=False,
+    )(density, *rest)
+
+
 def first_part(density: Density) -> Density:
     """A density that can be evaluated: itself, or where it is cut for agents, the first one's."""
     if density.shard is None or density.shard.axis is not None:

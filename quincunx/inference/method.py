@@ -156,15 +156,12 @@ class Kernel(Method):
             loop over parts of the data that differ between chains.
         parties: which parts of the state have, after the axis over chains, one over agents.
         prepared_for: which parts of what is prepared have a leading axis over agents.
-        sums_rows: whether steps use the rows through the density's log likelihood of all of them
-            alone, so that devices may have parts of them.
     """
 
     state_axes: ClassVar[Any] = 0
     in_turn: ClassVar[bool] = False
     parties: ClassVar[Any] = False
     prepared_for: ClassVar[Any] = False
-    sums_rows: ClassVar[bool] = True
 
     @abc.abstractmethod
     def init(self, density: Density, position: Array, key: Array) -> PyTree:

@@ -20,14 +20,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from quincunx.engine import Block
 from quincunx.engine.density import Density
 from quincunx.engine.errors import MethodError
 from quincunx.engine.rows import cut_evenly
+from quincunx.inference.driver import on_devices
 from quincunx.inference.shuffling import permutation
 
 _EPOCHS = 64  # between two shuffles: one costs as much as some epochs of small minibatches
@@ -98,9 +101,18 @@ class Batches(NamedTuple):
 
 
 def shuffled(density: Density, key: Array) -> Density:
-    """The density with its rows in random order."""
-    rows = density.structure.data_plates[0].size
-    return density.permuted(permutation(key, rows))
+    """The density with its rows in random order; where devices have parts, each shuffles its own.
+
+    A row that pads a part stays at its end.
+    """
+    plate = density.program.data_plates[0]
+    if density.shard is None:
+        return density.permuted(permutation(key, plate.size))
+    own = density.shard.rows(density)[plate.name]
+    order, last = permutation(key, own.size), own.size - 1
+    place = jnp.argmax(order == last)
+    padded = order.at[place].set(order[last]).at[last].set(last)
+    return density.permuted(jnp.where(own.count < own.size, padded, order))
 
 
 def obstacle(density: Density) -> str | None:
@@ -136,13 +148,18 @@ def check_size(density: Density, size: int | None, method: str) -> None:
         raise MethodError(message + "Take fewer, or leave `batch_size` out.")
 
 
-def check_separable(density: Density, key: Array) -> None:
+def check_separable(density: Density, key: Array, mesh: Mesh | None = None) -> None:
     """Refuse a log likelihood that is not a sum over rows, whatever their order.
+
+    Args:
+        density: the target.
+        key: of the order and the place.
+        mesh: the devices, where the run is spread over several.
 
     Raises:
         MethodError: the likelihood of shuffled blocks does not add up to that of all rows.
     """
-    whole, parts = jax.device_get(_sums(density, key))
+    whole, parts = jax.device_get(_sums(mesh, density, key))
     if not abs(whole - parts) <= 1e-3 * (1.0 + abs(whole)):
         plate = density.structure.data_plates[0]
         message = f"The log likelihood is not a sum over the rows of plate '{plate.name}': it is "
@@ -151,15 +168,19 @@ def check_separable(density: Density, key: Array) -> None:
         raise MethodError(message + " on their order or number.")
 
 
-@jax.jit
-def _sums(density: Density, key: Array) -> tuple[Array, Array]:
+@eqx.filter_jit
+def _sums(mesh: Mesh | None, density: Density, key: Array) -> tuple[Array, Array]:
     """Log likelihood at a start, of all rows and by blocks of shuffled ones."""
-    rows, z = density.structure.data_plates[0].size, density.initial(key)
+    rows = density.structure.data_plates[0].size
     batches = Batches.of(
         density, min(-(-rows // 4), _READ) if density.is_on_disk else -(-rows // 4)
     )
-    view = shuffled(density, key)
-    estimates = jax.lax.map(
-        lambda index: view.log_likelihood(0.1 * z, batches.block(index)), jnp.arange(batches.number)
-    )
-    return density.log_likelihood(0.1 * z), jnp.mean(estimates)
+
+    def both(density: Density, key: Array) -> tuple[Array, Array]:
+        z, view = 0.1 * density.initial(key), shuffled(density, key)
+        estimates = jax.lax.map(
+            lambda index: view.log_likelihood(z, batches.block(index)), jnp.arange(batches.number)
+        )
+        return density.log_likelihood(z), jnp.mean(estimates)
+
+    return on_devices(mesh, both, density, key)

@@ -10,7 +10,8 @@ r"""The pilot run: what stochastic-gradient samplers need to know before they st
 4. The step size, from A, V and the tolerance; each sampler knows its own bias.
 5. The steps of a transition: the integrated autocorrelation time of the slowest coordinate of
    chains that are run for it, so that the draws of successive transitions hardly depend on each
-   other.
+   other. Where those chains meet more noise than was found at the mode, steps 4 and 5 are taken
+   once more with theirs: a confident classifier has little at its mode.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array
 
-from quincunx.engine import Block
 from quincunx.engine.density import Density
 from quincunx.engine.errors import MethodError
+from quincunx.engine.rows import cut_evenly
+from quincunx.engine.sharding import alone, over_devices
 from quincunx.inference import minibatch
-from quincunx.inference.driver import stepping
+from quincunx.inference.driver import on_devices, stepping
 from quincunx.inference.estimators import Anchor, ControlVariates, anchored, weighed
 from quincunx.inference.method import Preparation
 from quincunx.inference.minibatch import Batches
@@ -40,6 +43,7 @@ from quincunx.inference.noise import (
     noise_of,
     row_errors,
     rows_used,
+    typical_noise,
 )
 from quincunx.inference.stochastic import Noise, Pilot, State, StochasticKernel, Tuning
 
@@ -51,6 +55,7 @@ _CHAINS, _RECORDS, _WATCHED = 4, 400, 64
 _STRIDES = (1, 8, 64)
 _RESOLVED = 25  # records that an autocorrelation time may take
 _MOST_STEPS = 1000
+_SURPRISE = 2  # how many times the error that the step was to have calls for another
 
 
 class Survey(NamedTuple):
@@ -71,8 +76,16 @@ class Survey(NamedTuple):
     spread: Array
 
 
-def pilot(method: StochasticKernel, density: Density, key: Array) -> Preparation:
+def pilot(
+    method: StochasticKernel, density: Density, key: Array, mesh: Mesh | None = None
+) -> Preparation:
     """What the settings leave open, and its cost.
+
+    Args:
+        method: the sampler.
+        density: the target.
+        key: the run's.
+        mesh: the devices, where the run is spread over several.
 
     Raises:
         MethodError: no mode with finite density was found.
@@ -84,7 +97,7 @@ def pilot(method: StochasticKernel, density: Density, key: Array) -> Preparation
     searched = not method.is_tuned or type(estimator) is ControlVariates
     gradients, passes = 0, 2.0  # to see that the likelihood is a sum over rows
     if searched:
-        survey = _survey(method, density, key)
+        survey = _survey(method, mesh, density, key)
         if not np.isfinite(np.asarray(survey.noise.largest + survey.curvature)):
             message = f"No mode of model `{density.program.name}` was found to start from: "
             message += "the search ended where the log density or its derivatives are not finite. "
@@ -99,10 +112,19 @@ def pilot(method: StochasticKernel, density: Density, key: Array) -> Preparation
         friction = jnp.asarray(getattr(method, "friction", None) or 0.0, dtype)
         tuning = Tuning(*begun, jnp.asarray(method.step_size, dtype), spread, friction, anchor)
     if method.steps is None:
-        found, made = _transition(method, density, Pilot(tuning, spread, searched), key)
+        found, made, ends = _transition(method, mesh, density, Pilot(tuning, spread, searched), key)
+        gradients, passes = gradients + made, passes + made / batches.number
+        if searched and method.step_size is None:
+            noise = typical_noise(method, mesh, density, tuning, ends, key)
+            rows = len(ends) * rows_used(density, batches.rows)
+            gradients, passes = gradients + rows, passes + rows / batches.rows
+            if method.noise_bias(tuning, noise) > _SURPRISE * method.tolerance:
+                size, friction = method.tuned_step(survey.curvature, noise)
+                tuning = tuning._replace(step_size=size, friction=friction)
+                again = Pilot(tuning, spread, searched)
+                found, made, _ = _transition(method, mesh, density, again, key)
+                gradients, passes = gradients + made, passes + made / batches.number
         tuning = tuning._replace(steps=jnp.asarray(found, jnp.int32))
-        gradients += made
-        passes += made / batches.number
     return Preparation(Pilot(tuning, spread, searched), gradients, gradients, passes)
 
 
@@ -122,17 +144,23 @@ def _spent(density: Density, batches: Batches) -> tuple[int, float]:
 
 
 @eqx.filter_jit
-def _survey(method: StochasticKernel, density: Density, key: Array) -> Survey:
+def _survey(method: StochasticKernel, mesh: Mesh | None, density: Density, key: Array) -> Survey:
     """Mode, scales, curvature and noise."""
+    return on_devices(mesh, functools.partial(_surveyed, method), density, key)
+
+
+def _surveyed(method: StochasticKernel, density: Density, key: Array) -> Survey:
     estimator = method.estimator(density)
     batches, keys = estimator.batches, jax.random.split(key, 6)
     view = minibatch.shuffled(density, keys[0])
     search = Batches.of(density, max(batches.size, _SEARCH_ROWS))
-    some = Block(0, _hessian_rows(density, batches))
+    own, share = alone(view), 1.0 if view.shard is None else 1.0 / view.shard.parts
+    some = cut_evenly(batches.rows, -(-batches.rows // _hessian_rows(density, batches)), 0)
 
     def curved(z: Array, direction: Array) -> Array:
         """Hessian of -log density, from some rows, times a direction."""
-        return -jax.jvp(lambda z: weighed(view, z, some)[1], (z,), (direction,))[1]
+        slope = lambda z: weighed(own, z, some, share)[1]  # noqa: E731
+        return -over_devices(view, jax.jvp(slope, (z,), (direction,))[1])
 
     found = _search(view, search, 0.1 * density.initial(keys[1]), keys[2])
     rough = 1 / (
@@ -214,26 +242,42 @@ def _prior_precision(density: Density, z: Array, key: Array) -> Array:
 
 
 def _transition(
-    method: StochasticKernel, density: Density, found: Pilot, key: Array
-) -> tuple[int, int]:
-    """Steps of a transition by the autocorrelation, and the gradients that it took to find them."""
-    made, gradients, stride = 0.0, 0, _STRIDES[0]
+    method: StochasticKernel, mesh: Mesh | None, density: Density, found: Pilot, key: Array
+) -> tuple[int, int, Array]:
+    """Steps of a transition by the autocorrelation, gradients spent on them, and a few draws."""
+    made, gradients, stride, ends = 0.0, 0, _STRIDES[0], jnp.zeros(())
     for stride in _STRIDES:
-        run = _rehearse(method.rehearsed, density, found, np.int32(stride), key)
+        *run, ends = _rehearse(method.rehearsed, mesh, density, found, np.int32(stride), key)
         record, spent = jax.device_get(run)
         gradients += int(spent)
         made = autocorrelation_time(record)
         if made < _RESOLVED:
             break
     steps = np.ceil(method.transition_steps(made * stride))
-    return int(np.clip(steps, 1, _MOST_STEPS)), gradients
+    return int(np.clip(steps, 1, _MOST_STEPS)), gradients, ends
 
 
 @eqx.filter_jit
 def _rehearse(
+    method: StochasticKernel,
+    mesh: Mesh | None,
+    density: Density,
+    found: Pilot,
+    stride: Any,
+    key: Array,
+) -> tuple[Array, Array, Array]:
+    """Chains that are run to see how they move.
+
+    Returns:
+        Some coordinates every `stride` steps, `(chain, record, coordinate)`; gradients spent; where
+        the chains were in the middle and at the end, `(draw, dim)`.
+    """
+    return on_devices(mesh, functools.partial(_rehearsed, method), density, found, stride, key)
+
+
+def _rehearsed(
     method: StochasticKernel, density: Density, found: Pilot, stride: Any, key: Array
-) -> tuple[Array, Array]:
-    """Positions of chains every `stride` steps, `(chain, record, coordinate)`, and gradients."""
+) -> tuple[Array, Array, Array]:
     view = minibatch.shuffled(density, jax.random.fold_in(key, 0))
     keys = jax.random.split(jax.random.fold_in(key, 1), _CHAINS)
     tuning = found.tuning._replace(steps=jnp.asarray(stride, jnp.int32))
@@ -252,8 +296,13 @@ def _rehearse(
         states, info = step(states, now)
         return states, (states.z[:, watched], jnp.sum(info.gradients))
 
-    _, (draws, gradients) = jax.lax.scan(record, states, jnp.arange(2 * _RECORDS))
-    return jnp.swapaxes(draws[_RECORDS:], 0, 1), jnp.sum(gradients)
+    def half(states: State, indices: Array) -> tuple[State, tuple]:
+        states, (draws, gradients) = jax.lax.scan(record, states, indices)
+        return states, (draws, jnp.sum(gradients), states.z)
+
+    indices = jnp.arange(2 * _RECORDS).reshape(2, _RECORDS)
+    _, (draws, gradients, ends) = jax.lax.scan(half, states, indices)
+    return jnp.swapaxes(draws[1], 0, 1), jnp.sum(gradients), ends.reshape(-1, density.dim)
 
 
 def autocorrelation_time(record: np.ndarray) -> float:

@@ -317,9 +317,6 @@ def _spread_rows(method: Kernel, density: Density, mesh: Mesh | None, key: Array
         return parted
     if mesh.shape["data"] == 1:
         return place(parted, density_specs(parted), mesh)
-    if not method.sums_rows:
-        message = f"`{type(method).__name__}` takes minibatches of the rows, which are not spread "
-        raise MethodError(message + "over devices: leave `data` out of the mesh and keep `chains`.")
     parts = mesh.shape["data"]
     check_separable(density, parts, key)
     spread = cut(density, parts, axis="data")

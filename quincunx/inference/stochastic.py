@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, PyTree
 
 from quincunx.engine.density import Density
 from quincunx.engine.errors import MethodError
 from quincunx.inference import minibatch
+from quincunx.inference.distributed.mesh import place as placed
 from quincunx.inference.estimators import ESTIMATORS, Anchor, Estimate, Minibatch
 from quincunx.inference.method import (
     Discretised,
@@ -110,7 +111,6 @@ class StochasticKernel(Discretised):
 
     kind: ClassVar[Kind] = Kind.BIASED
     in_turn: ClassVar[bool] = True
-    sums_rows: ClassVar[bool] = False
     independent: ClassVar[bool] = False  # whether minibatches must be
     state_axes: ClassVar[Any] = State._make((0, 0, 0, 0, None))
 
@@ -242,13 +242,14 @@ class StochasticKernel(Discretised):
 
     def prepare(self, density: Density, key: Array, *, mesh: Mesh | None = None) -> Preparation:
         """A pilot run for what the settings leave open."""
-        del mesh
         from quincunx.inference.pilot import pilot  # it uses what is defined here
 
         minibatch.check_size(density, self.batch_size, type(self).__name__)
         key = jax.random.fold_in(key, 1)
-        minibatch.check_separable(density, key)
-        return pilot(self, density, key)
+        if mesh is not None:
+            key = placed(key, PartitionSpec(), mesh)
+        minibatch.check_separable(density, key, mesh)
+        return pilot(self, density, key, mesh)
 
     def init(self, density: Density, position: Array, key: Array) -> State:
         """The state at a position, with no step size yet unless one was set."""
@@ -265,9 +266,10 @@ class StochasticKernel(Discretised):
     def settle(self, states: State, prepared: Pilot, keys: Array, *, at_will: bool) -> State:
         """What the pilot run found; starts about the mode, unless the user said where."""
         z, tuning = states.z, prepared.tuning
-        if at_will and prepared.searched:
+        if at_will:
             noise = jax.vmap(lambda key: jax.random.normal(key, z.shape[1:], z.dtype))(keys)
-            z = tuning.anchor.position[None] + _SPREAD * prepared.spread[None] * noise
+            about = tuning.anchor.position[None] + _SPREAD * prepared.spread[None] * noise
+            z = jnp.where(prepared.searched, about, z)
         return states._replace(z=z, tuning=tuning)
 
     def step(self, density: Density, state: State, key: Array) -> tuple[State, Info]:

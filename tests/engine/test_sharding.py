@@ -8,6 +8,7 @@ import pytest
 import quincunx as qx
 import quincunx.distributions as dist
 from quincunx.engine.sharding import check_separable
+from quincunx.inference.minibatch import Batches, shuffled
 from tests.scenarios import SCHOOLS, conjugate, eight_schools, logistic, logistic_data
 
 
@@ -66,6 +67,14 @@ def test_parts_add_up(model, data, parts):
     each = [jax.value_and_grad(shard.log_density)(z) for shard in shards]
     np.testing.assert_allclose(sum(value for value, _ in each), whole[0], rtol=1e-12)
     np.testing.assert_allclose(sum(slope for _, slope in each), whole[1], rtol=1e-10)
+    batches, key = Batches(len(data["y"]), 3 * parts), jax.random.key(2)
+    blocks = [
+        shuffled(shard, key).log_likelihood(z, batches.block(index))
+        for shard in shards
+        for index in range(batches.number)
+    ]
+    likelihood = density.log_likelihood(z)
+    np.testing.assert_allclose(sum(blocks) / batches.number, likelihood, rtol=1e-12)
     elements = sum(part.sum() for shard in shards for part in shard.log_density_elements(z))
     np.testing.assert_allclose(elements, whole[0], rtol=1e-12)
 
@@ -81,7 +90,7 @@ def test_parts_of_given_sizes():
     for sizes in ((1, 2, 2), (6, 0, 0), (3, 3)):
         with pytest.raises(qx.ModelError, match="must be 3 positive numbers with the sum 6"):
             density.structure.shards(3, sizes=sizes)
-    with pytest.raises(qx.ModelError, match="Rows cannot be chosen"):
+    with pytest.raises(qx.ModelError, match="take blocks that they are cut into evenly"):
         density.structure.shards(3)[0].log_likelihood(z, jnp.array([0]))
 
 

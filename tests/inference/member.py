@@ -1,13 +1,15 @@
 """A script that several processes run together; `python -m` of it alone runs by itself.
 
 Arguments: where the first process writes draws, a mesh, and for a run with checkpoints a folder and
-the transition after which rank 1 kills itself, -1 for never.
+the transition after which rank 1 kills itself, -1 for never. It leaves the time in a file `killed`.
 """
 
 import json
 import os
 import signal
 import sys
+import time
+from pathlib import Path
 
 import jax
 
@@ -27,6 +29,7 @@ def main(out, sizes, folder=None, after="-1"):
 
     def report(progress):
         if jax.process_index() == 1 and 0 <= int(after) <= progress.done:
+            (Path(out).parent / "killed").write_text(repr(time.time()))
             os.kill(os.getpid(), signal.SIGKILL)
 
     if folder is not None:

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 CODE = """
 import jax, numpy as np, pytest
 jax.config.update("jax_enable_x64", True)
@@ -69,14 +71,52 @@ for method, mesh in (("nuts", qx.mesh(chains=2, data=2)), (slices, qx.mesh(data=
     assert abs(fit.posterior["mu"].values.std() / sd - 1) < 4 / np.sqrt(size)
     np.testing.assert_array_equal(fit.tree["observed_data"]["y"], y)
 
-with pytest.raises(qx.MethodError, match="takes minibatches of the rows"):
-    qx.infer(conjugate, {"y": y}, "sgld", mesh=qx.mesh(data=4), **short)
+from quincunx.engine.sharding import cut
+from quincunx.inference.driver import on_devices
+from quincunx.inference.noise import row_errors
+density, z = qx.compile(logistic, data), np.array([0.3, -0.2, 0.1])
+parts, mesh = cut(density, 4, axis="data"), qx.mesh(data=4)
+found = jax.jit(lambda parts: on_devices(mesh, lambda own: row_errors(own, z), parts))(parts)
+expected = row_errors(density, z)
+np.testing.assert_allclose(found.diagonal, expected.diagonal, rtol=1e-10)
+covariances = [errors.factor.T @ errors.factor for errors in (found, expected)]
+np.testing.assert_allclose(*covariances, atol=1e-8)
+
+short |= dict(num_samples=30)
+whole = qx.SGLD(batch_size=399, steps=2)
+alone = qx.infer(logistic, data, whole, **short)
+spread = qx.infer(logistic, data, whole, mesh=qx.mesh(chains=2, data=2), **short)
+np.testing.assert_allclose(alone.posterior["beta"], spread.posterior["beta"], rtol=1e-6)
+np.testing.assert_allclose(alone.bias, spread.bias, atol=1e-6)
+for name, figure in alone.bias.attrs.items():
+    if name not in ("seconds", "noise_bias"):
+        np.testing.assert_allclose(figure, spread.bias.attrs[name], rtol=1e-6)
 with pytest.raises(qx.MethodError, match="takes 6 devices, and there are 4"):
     qx.mesh(chains=3, data=2)
 with pytest.raises(qx.MethodError, match="Unknown axis 'rows'"):
     qx.infer(conjugate, {"y": y}, mesh=jax.make_mesh((4,), ("rows",)), **short)
 """
 
+
+MINIBATCHES = """
+import jax, numpy as np
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+import quincunx as qx
+from tests.scenarios import logistic, logistic_data
+
+data = logistic_data(np.random.default_rng(3), 399)
+method, mesh = qx.SGHMC(batch_size=80), qx.mesh(data=4)
+long = dict(num_warmup=50, num_samples=800, progress=False)
+alone, spread = (qx.infer(logistic, data, method, mesh=on, **long) for on in (None, mesh))
+np.testing.assert_allclose(*(fit.bias.attrs["step_size"] for fit in (alone, spread)), rtol=1e-6)
+draws = [fit.posterior["beta"].values.reshape(-1, 3) for fit in (alone, spread)]
+size = min(fit.convergence.ess_bulk.min() for fit in (alone, spread))
+apart = (draws[0].mean(0) - draws[1].mean(0)) / draws[0].std(0)
+assert np.all(np.abs(apart) < 4 * np.sqrt(2 / size)), (apart, size)
+ratio = draws[0].std(0) / draws[1].std(0)
+assert np.all(np.abs(ratio - 1) < 4 / np.sqrt(size)), (ratio, size)
+"""
 
 AGENTS = """
 import jax, numpy as np, pytest
@@ -124,6 +164,11 @@ def test_parallel_chains_are_the_vectorized_ones():
 
 def test_rows_on_several_devices_are_those_on_one():
     in_four_devices(ROWS)
+
+
+@pytest.mark.slow
+def test_minibatches_of_rows_on_several_devices():
+    in_four_devices(MINIBATCHES)
 
 
 def test_agents_on_their_own_devices_are_those_on_one():

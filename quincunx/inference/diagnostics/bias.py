@@ -28,6 +28,7 @@ the Royal Statistical Society B 60:255.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -37,20 +38,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 from scipy import stats
 
 from quincunx.engine.density import Density
-from quincunx.inference import minibatch
 from quincunx.inference.diagnostics.convergence import flatten
 from quincunx.inference.diagnostics.discrepancy import kernel_stein_discrepancy
 from quincunx.inference.diagnostics.scores import log_density_and_scores, some_positions
 from quincunx.inference.diagnostics.verdict import Finding, Status, worst
-from quincunx.inference.distributed.mesh import on_host
-from quincunx.inference.estimators import ControlVariates
+from quincunx.inference.distributed.mesh import on_host, place
+from quincunx.inference.driver import on_devices
 from quincunx.inference.method import Discretised
 from quincunx.inference.mirror import MirrorKernel
-from quincunx.inference.noise import noise_of, row_errors, rows_used
+from quincunx.inference.noise import rows_used, typical_noise
 from quincunx.inference.session import Session
 from quincunx.inference.stochastic import State, StochasticKernel
 
@@ -154,8 +155,14 @@ def _on_all_rows(
     key = jax.random.fold_in(session.key, 3)
     z = some_positions(density, draws, _DRAWS)
     with np.errstate(all="ignore"):
-        found = jax.device_get(_full(method, density, state.tuning, z, key))
-        noise_bias, acceptance, scores = found
+        some = z[:: max(len(z) // (2 * _NOISY), 1)][: 2 * _NOISY]
+        on, rest = (method, session.mesh, session.target), (state.tuning, some, z, key)
+        if session.mesh is not None:
+            rest = place(rest, PartitionSpec(), session.mesh)
+        tuning, some, z, key = rest
+        noise = typical_noise(*on, tuning, some[: len(some) // 2 * 2], key)
+        found = (method.noise_bias(tuning, noise), *_full(*on, tuning, z, key))
+        noise_bias, acceptance, scores = on_host(found)
         ksd, level = kernel_stein_discrepancy(np.asarray(z), scores / method.temperature)
     step = (float(state.tuning.step_size), int(state.tuning.steps))
     figures = _figures(*step, float(noise_bias), float(acceptance), z.shape[1], (ksd, level))
@@ -214,18 +221,23 @@ def _figures(
 
 @eqx.filter_jit
 def _full(
-    method: StochasticKernel, density: Density, tuning: Any, z: Array, key: Array
-) -> tuple[Array, Array, Array]:
-    """Noise's error of variances, mean virtual acceptance, and scores at positions."""
+    method: StochasticKernel,
+    mesh: Mesh | None,
+    density: Density,
+    tuning: Any,
+    z: Array,
+    key: Array,
+) -> tuple[Array, Array]:
+    """Mean virtual acceptance, and scores at positions."""
+    scored = functools.partial(on_devices, mesh, log_density_and_scores, density)
     temperature = method.temperature
-    values, scores = log_density_and_scores(density, z)
-    keys = jax.random.split(key, 3)
+    values, scores = scored(z)
     step, scale = method.euler_step(tuning), tuning.scale[None]
     some = slice(0, None, max(len(z) // _PROPOSALS, 1))
     here, value, score = z[some], values[some], scores[some]
-    xi = jax.random.normal(keys[0], here.shape, here.dtype)
+    xi = jax.random.normal(key, here.shape, here.dtype)
     there = here + step * scale * score + jnp.sqrt(2 * step * temperature * scale) * xi
-    new_value, new_score = log_density_and_scores(density, there)
+    new_value, new_score = scored(there)
 
     def transition(start: Array, slope: Array, end: Array) -> Array:
         error = end - start - step * scale * slope
@@ -234,29 +246,7 @@ def _full(
     ratio = new_value - value + transition(there, new_score, here) - transition(here, score, there)
     acceptance = jnp.exp(jnp.minimum(ratio / temperature, 0.0))
     acceptance = jnp.mean(jnp.where(jnp.isfinite(acceptance), acceptance, 0.0))
-    return _noise_bias(method, density, tuning, z, keys[1]), acceptance, scores
-
-
-def _noise_bias(
-    method: StochasticKernel, density: Density, tuning: Any, z: Array, key: Array
-) -> Array:
-    """The mean over a few draws."""
-    estimator, view = method.estimator(density), minibatch.shuffled(density, key)
-    batches = estimator.batches
-
-    def at(pair: tuple) -> Array:
-        position, other = pair
-        if not estimator.reduces_noise:
-            other = None
-        elif type(estimator) is ControlVariates:
-            other = tuning.anchor.position
-        found = row_errors(view, position, other)
-        return method.noise_bias(tuning, noise_of(found, tuning.scale, batches, key))
-
-    stride = max(len(z) // (2 * _NOISY), 1)
-    chosen = z[::stride]
-    half = len(chosen) // 2
-    return jnp.mean(jax.lax.map(at, (chosen[:half], chosen[half : 2 * half])))
+    return acceptance, scores
 
 
 def judge_bias(report: xr.Dataset, free: np.ndarray) -> list[Finding]:

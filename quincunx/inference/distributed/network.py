@@ -115,7 +115,6 @@ class Networked(Discretised):
     state_axes: ClassVar[Any] = State._make((0, 0, None))
     parties: ClassVar[Any] = State._make((True, False, False))
     prepared_for: ClassVar[Any] = Prepared._make((False, True))
-    sums_rows: ClassVar[bool] = False
 
     if TYPE_CHECKING:
         agents: int | tuple[int, ...]

@@ -7,6 +7,8 @@ import pytest
 
 import quincunx as qx
 import quincunx.distributions as dist
+from quincunx.inference import pilot
+from quincunx.inference.noise import noise_of, row_errors
 from quincunx.inference.pilot import autocorrelation_time
 from tests.scenarios import conjugate, conjugate_posterior, logistic, logistic_data
 
@@ -118,6 +120,29 @@ def test_pilot_finds_the_mode_scales_and_step_size():
     np.testing.assert_allclose(minibatch.value.tuning.step_size, expected, rtol=1e-6)
     time = 2 / (expected * curvature)  # of an autoregression with coefficient 1 - step * curvature
     assert int(minibatch.value.tuning.steps) == pytest.approx(time, rel=0.3)
+
+
+@qx.model
+def confident(X, y=None):
+    beta = qx.sample("beta", dist.Normal(0, 10).expand([X.shape[1]]).to_event(1))
+    with qx.plate("row", X, y) as (x, t):
+        qx.sample("y", dist.Bernoulli(logits=x @ beta), obs=t)
+
+
+def test_pilot_looks_at_the_noise_that_chains_meet(monkeypatch):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 10))
+    y = (5 * X @ rng.normal(size=10) > rng.logistic(size=200)).astype(int)
+    density, method = qx.compile(confident, {"X": X, "y": y}), qx.SGLD(batch_size=20)
+    steps = []
+    for surprise in (2, np.inf):
+        monkeypatch.setattr(pilot, "_SURPRISE", surprise)
+        tuning = method.prepare(density, jax.random.key(0)).value.tuning
+        steps.append(float(tuning.step_size))
+    at_mode = row_errors(density, tuning.anchor.position)
+    noise = noise_of(at_mode, tuning.scale, method.batches(density), jax.random.key(0))
+    assert method.noise_bias(tuning, noise) < method.tolerance
+    assert steps[0] < 0.5 * steps[1]
 
 
 def test_autocorrelation_time_of_an_autoregression():
