@@ -17,6 +17,7 @@ from quincunx.inference.fit import Fit
 from quincunx.inference.report.html import Drawing
 from quincunx.inference.weighted import is_weighted
 
+_FEWFOLD = 20  # ratio of figures up to which bars are from zero
 _TRACED, _PAIRED = 250, 150  # draws of a chain
 _SETTINGS = {
     "svg.fonttype": "none",
@@ -128,7 +129,8 @@ def bars(columns: Mapping[str, Mapping[str, float]]) -> Drawing:
     return _drawn(
         lambda: _bars(columns),
         "Costs",
-        "Warm-up included, on logarithmic scales; a missing bar is a figure that means nothing.",
+        "Warm-up included. Scales are logarithmic where figures differ by more than a factor of 20; "
+        "a missing bar is a figure that means nothing.",
     )
 
 
@@ -142,8 +144,10 @@ def _bars(columns: Mapping[str, Mapping[str, float]]) -> Any:
         heights = [values[name] if values[name] > 0 else np.nan for name in names]
         axis.barh(names, heights, color="#00796b")
         axis.set_title(title)
-        if not np.isnan(heights).all():
+        found = [height for height in heights if not np.isnan(height)]
+        if found and max(found) > _FEWFOLD * min(found):
             axis.set_xscale("log")
+            axis.set_xlim(left=min(found) / 3)
     axes[0].invert_yaxis()
     return figure
 
