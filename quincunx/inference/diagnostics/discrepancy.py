@@ -4,9 +4,9 @@ r"""Kernel Stein discrepancy: how far draws are from a density whose score is kn
     k_p = s.s' k + s.grad' k + s'.grad k + tr grad grad' k,    k = (c^2 + |x - x'|^2)^(-1/2),
 
 with s = grad log p, x and x' independent draws, in whitened coordinates. It needs no normalising
-constant and no other draws. The mean over all pairs is never negative and too
-large by the diagonal's share; the mean over pairs of different draws (the U-statistic) has mean
-zero under exact draws.
+constant and no other draws. The mean over all pairs is never negative and too large by the
+diagonal's share; the mean over pairs of different draws (the U-statistic) has mean zero under exact
+draws.
 
 Whether the latter is too large is told by the wild bootstrap: with a sign for each block of
 successive draws, the same in all of the block,

@@ -129,7 +129,7 @@ def bars(columns: Mapping[str, Mapping[str, float]]) -> Drawing:
     return _drawn(
         lambda: _bars(columns),
         "Costs",
-        "Warm-up included. Scales are logarithmic where figures differ by more than a factor of 20; "
+        "Warm-up included. Scales are logarithmic where figures differ by more than 20 times; "
         "a missing bar is a figure that means nothing.",
     )
 
