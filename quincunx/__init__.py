@@ -35,6 +35,8 @@ from quincunx.inference import BregmanLangevin as BregmanLangevin
 from quincunx.inference import Budget as Budget
 from quincunx.inference import Checkpoint as Checkpoint
 from quincunx.inference import CheckpointError as CheckpointError
+from quincunx.inference import Choice as Choice
+from quincunx.inference import Comparison as Comparison
 from quincunx.inference import Consensus as Consensus
 from quincunx.inference import DecentralizedSGLD as DecentralizedSGLD
 from quincunx.inference import DiffusionSampler as DiffusionSampler
@@ -54,6 +56,7 @@ from quincunx.inference import Moments as Moments
 from quincunx.inference import PolarSlice as PolarSlice
 from quincunx.inference import Progress as Progress
 from quincunx.inference import ProximalMALA as ProximalMALA
+from quincunx.inference import Refined as Refined
 from quincunx.inference import Run as Run
 from quincunx.inference import Sampler as Sampler
 from quincunx.inference import Status as Status
@@ -63,9 +66,12 @@ from quincunx.inference import Trained as Trained
 from quincunx.inference import Training as Training
 from quincunx.inference import TrajectoryBalance as TrajectoryBalance
 from quincunx.inference import Until as Until
+from quincunx.inference import Validation as Validation
 from quincunx.inference import Weighted as Weighted
 from quincunx.inference import amortize as amortize
 from quincunx.inference import applicable as applicable
+from quincunx.inference import choose as choose
+from quincunx.inference import compare as compare
 from quincunx.inference import distributed as distributed
 from quincunx.inference import infer as infer
 from quincunx.inference import load as load
@@ -73,6 +79,8 @@ from quincunx.inference import load_amortized as load_amortized
 from quincunx.inference import load_sampler as load_sampler
 from quincunx.inference import mesh as mesh
 from quincunx.inference import methods as methods
+from quincunx.inference import refine as refine
 from quincunx.inference import register as register
+from quincunx.inference import validate as validate
 
 __version__ = "0.1.0"

@@ -157,6 +157,15 @@ def test_hospitals(capsys):
     assert "bytes" in capsys.readouterr().out
 
 
+def test_side_by_side(tmp_path):
+    compared = run("side_by_side", *SHORT, "--html", str(tmp_path / "page.html"))
+    row = compared.table.loc["nuts from one mode"]
+    assert (row["verdict"], row["result"]) != ("ok", "agrees")
+    assert row["mean_parameter"] == "x[0]"
+    assert compared.table["result"]["polar slice"] != "differs"
+    assert (tmp_path / "page.html").stat().st_size > 100_000
+
+
 def test_flights():
     fit = run("flights", "--num-warmup", "100", "--num-samples", "400")
     X, y = (np.asarray(fit.density.data[name]) for name in ("X", "y"))

@@ -1,3 +1,3 @@
-"""The command line: `quincunx demo`, `infer`, `explain`, `methods` and `models`."""
+"""The command line: `quincunx demo`, `infer`, `compare`, `report`, `explain` and others."""
 
 from quincunx.cli.app import main as main

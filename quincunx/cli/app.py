@@ -159,6 +159,86 @@ def infer(
 
 
 @app.command()
+def compare(
+    model: ModelName,
+    data: DataFile = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,NAME", help="All that can run by default.", show_default=False),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="A method, or a worked model with trusted answers.",
+            show_default=False,
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Where to write a report.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write table and fits: .nc.", show_default=False)
+    ] = None,
+    num_warmup: Annotated[int, typer.Option(help="Adapting transitions of each chain.")] = 1000,
+    num_samples: Annotated[int, typer.Option(help="Draws kept of each chain.")] = 1000,
+    num_chains: Annotated[int, typer.Option(help="Number of chains.")] = 4,
+    key: Annotated[int, typer.Option(help="Seed.")] = 0,
+    seconds: Annotated[
+        float | None,
+        typer.Option(metavar="S", help="Stop each after this time.", show_default=False),
+    ] = None,
+    *,
+    x64: Precision = True,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+) -> None:
+    """Judge methods side by side on one model; print the table, and write a report."""
+    import quincunx as qx
+    from quincunx.cli import inputs, report
+
+    qx.configure(x64=x64)
+    for path, suffixes in ((html, (".html", ".htm")), (out, (".nc",))):
+        if path is not None:
+            report.prepare(path, suffixes)
+    chosen = None if methods is None else [name.strip() for name in methods.split(",")]
+    target, arguments = inputs.read_model(model, data)
+    found = qx.compare(
+        target,
+        arguments,
+        chosen,
+        reference=reference,
+        budget=inputs.read_until(None, seconds),
+        num_warmup=num_warmup,
+        num_samples=num_samples,
+        num_chains=num_chains,
+        key=key,
+        progress=not quiet,
+    )
+    typer.echo(str(found).rstrip())
+    if html is not None:
+        typer.echo(f"written: {found.report(html)}")
+    if out is not None:
+        found.save(out)
+        typer.echo(f"written: {out}")
+
+
+@app.command(name="report")
+def write_report(
+    fit: Annotated[Path, typer.Argument(help="A fit (.nc, .zarr) or a comparison (.nc).")],
+    html: Annotated[
+        Path | None,
+        typer.Option(help="Where to write; beside the fit by default.", show_default=False),
+    ] = None,
+) -> None:
+    """Write a fit, or a comparison, as one HTML page."""
+    from quincunx.cli import inputs, report
+
+    path = fit.with_suffix(".html") if html is None else html
+    report.prepare(path, (".html", ".htm"))
+    typer.echo(f"written: {inputs.read_saved(fit).report(path)}")
+
+
+@app.command()
 def explain(model: ModelName, data: DataFile = None, *, x64: Precision = True) -> None:
     """Show a model's sites, shapes, plates and structure, and the methods that can run on it."""
     import quincunx as qx

@@ -21,6 +21,8 @@ from quincunx import models
 from quincunx.engine.bare import BareModel
 from quincunx.engine.errors import MethodError, QuincunxError, unknown
 from quincunx.inference.checkpoint import Checkpoint, CheckpointError
+from quincunx.inference.comparison.result import Comparison, is_comparison
+from quincunx.inference.fit import Fit, load
 from quincunx.inference.method import Method
 from quincunx.inference.moments import Moments
 from quincunx.inference.registry import resolve
@@ -132,6 +134,17 @@ def _near_file(path: Path) -> str:
     names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
     near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
     return f" Did you mean '{folder / near[0]}'?" if near else ""
+
+
+def read_saved(path: Path) -> Fit | Comparison:
+    """A fit or a comparison from its file.
+
+    Raises:
+        QuincunxError: no such file, or one that holds neither.
+    """
+    if path.suffix == ".nc" and is_comparison(path):
+        return Comparison.load(path)
+    return load(path)
 
 
 def check_resumption(folder: Path | None, *, resume: bool) -> None:

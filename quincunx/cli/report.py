@@ -14,14 +14,14 @@ from quincunx.engine.errors import QuincunxError
 from quincunx.inference.fit import Fit
 
 
-def prepare(out: Path) -> None:
-    """Make sure, before anything is computed, that a fit can be written to `out`.
+def prepare(out: Path, suffixes: Sequence[str] = (".nc", ".zarr")) -> None:
+    """Make sure, before anything is computed, that a file can be written to `out`.
 
     Raises:
-        QuincunxError: another suffix than .nc or .zarr, or a folder that cannot be written to.
+        QuincunxError: another suffix, or a folder that cannot be written to.
     """
-    if out.suffix not in (".nc", ".zarr"):
-        raise QuincunxError(f"Cannot write to '{out}': the suffix must be .nc or .zarr.")
+    if out.suffix not in suffixes:
+        raise QuincunxError(f"Cannot write to '{out}': the suffix must be {' or '.join(suffixes)}.")
     folder(out.parent)
 
 

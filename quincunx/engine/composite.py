@@ -198,6 +198,7 @@ def _split(
         each = jnp.stack([prior, nonsmooth, likelihood])
         once = jnp.asarray([1 / jax.lax.axis_size(axis)] * 2 + [1.0], x.dtype)
         prior, nonsmooth, likelihood = jnp.unstack(sharding.total(axis, once * each))
+        kinks, groups, moved = sharding.alike(axis, (kinks, groups, moved))
     whole = prior + likelihood
     return Split(jnp.where(inside, whole, -jnp.inf), -(whole + nonsmooth), kinks, groups, moved)
 

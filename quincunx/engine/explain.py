@@ -59,6 +59,11 @@ class Explanation:
             lines.append("It calls back to Python, so it has no gradient.")
         return lines
 
+    def told(self) -> dict[str, Any]:
+        """The model's name, `rows` and `findings` as a JSON-able dict."""
+        rows = [list(row) for row in self.rows()]
+        return {"name": self.density.program.name, "rows": rows, "findings": self.findings()}
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
         table = Table(title=f"model {self.density.program.name}", title_justify="left")
         for column in ("site", "role", "distribution", "support", "shape", "dims", "plates"):

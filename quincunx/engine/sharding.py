@@ -22,7 +22,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from quincunx.engine.errors import ModelError
 from quincunx.engine.rows import Block, Part, Piece
@@ -128,6 +128,18 @@ def from_devices(density: Density, rows: Array) -> Array:
     return rows if axis is None else jax.lax.all_gather(rows, axis, tiled=True)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def alike(axis: str, values: PyTree) -> PyTree:
+    """What every device made of a value that was spread, for use alike: it counts once."""
+    del axis
+    return values
+
+
+def _shares(axis: str, _: None, slopes: PyTree) -> tuple[PyTree]:
+    return (jax.tree.map(lambda slope: slope / jax.lax.axis_size(axis), slopes),)
+
+
+alike.defvjp(lambda axis, values: (values, None), _shares)
 # Each is the other's transpose; being written so, they can be differentiated backwards twice.
 spread.defvjp(
     lambda axis, value: (spread(axis, value), None), lambda axis, _, slope: (total(axis, slope),)

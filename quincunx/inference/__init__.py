@@ -9,6 +9,10 @@ from quincunx.inference.approximate import Trained as Trained
 from quincunx.inference.approximate import load_sampler as load_sampler
 from quincunx.inference.checkpoint import Checkpoint as Checkpoint
 from quincunx.inference.checkpoint import CheckpointError as CheckpointError
+from quincunx.inference.choose import Choice as Choice
+from quincunx.inference.choose import choose as choose
+from quincunx.inference.comparison.compare import compare as compare
+from quincunx.inference.comparison.result import Comparison as Comparison
 from quincunx.inference.diagnostics.importance import Evidence as Evidence
 from quincunx.inference.diagnostics.importance import Importance as Importance
 from quincunx.inference.distributed.mesh import mesh as mesh
@@ -49,6 +53,8 @@ from quincunx.inference.methods import ProximalMALA as ProximalMALA
 from quincunx.inference.methods import StructuredSGLD as StructuredSGLD
 from quincunx.inference.methods import TrajectoryBalance as TrajectoryBalance
 from quincunx.inference.moments import Moments as Moments
+from quincunx.inference.refine import Refined as Refined
+from quincunx.inference.refine import refine as refine
 from quincunx.inference.registry import applicable as applicable
 from quincunx.inference.registry import methods as methods
 from quincunx.inference.registry import register as register
@@ -57,3 +63,5 @@ from quincunx.inference.session import Progress as Progress
 from quincunx.inference.stopping import Until as Until
 from quincunx.inference.store import StoreError as StoreError
 from quincunx.inference.training import Budget as Budget
+from quincunx.inference.validate import Validation as Validation
+from quincunx.inference.validate import validate as validate

@@ -368,7 +368,7 @@ def _freely(chains: _Chains, limits: Limits) -> Callable[[tuple], tuple]:
     return body
 
 
-def _advance(
+def advance_here(
     method: Kernel,
     capacity: int,
     free: bool,  # noqa: FBT001
@@ -380,7 +380,7 @@ def _advance(
     limits: Limits,
     key: Array,
 ) -> tuple[Carry, Block]:
-    """Run all chains until each has completed `limits.stop` transitions."""
+    """`advance` on one device, not compiled by itself."""
     chains = _Chains(method, density, keys)
     loop: tuple = (carry, _blank(chains, capacity, carry))
     if free and isinstance(method, Machine):
@@ -414,7 +414,9 @@ def advance(
     limits: Limits,
     key: Array,
 ) -> tuple[Carry, Block]:
-    """`_advance`, with the chains spread over the devices of a mesh where there is one.
+    """Run all chains until each has completed `limits.stop` transitions.
+
+    They are spread over the devices of a mesh where there is one.
 
     Args:
         method: the kernel.
@@ -430,14 +432,14 @@ def advance(
         key: the run's.
     """
     if mesh is None:
-        run = functools.partial(_advance, method, capacity, free, lambda array: array)
+        run = functools.partial(advance_here, method, capacity, free, lambda array: array)
         return run(density, keys, carry, schedule, limits, key)
     pool = functools.partial(jax.lax.psum, axis_name="chains")
     everywhere, chains = PartitionSpec(), PartitionSpec("chains")
     lies = placement(method)
 
     def part(density: Density, *rest: Any) -> tuple[Carry, Block]:
-        return _advance(method, capacity, free, pool, own_rows(density), *rest)
+        return advance_here(method, capacity, free, pool, own_rows(density), *rest)
 
     run = jax.shard_map(
         part,

@@ -17,6 +17,7 @@ import xarray as xr
 
 from quincunx.engine.density import Density, compile
 from quincunx.engine.errors import ModelError, ModelWarning, QuincunxError
+from quincunx.engine.explain import Explanation
 from quincunx.inference.diagnostics.bias import (
     COLUMNS,
     bias_report,
@@ -248,7 +249,7 @@ class Fit:
             counts = self.tree[_MOMENTS].attrs
             diverged = int(counts["diverging"]), int(counts["draws"]) * len(stats["lp"])
             stats["lp"] = np.where(counts["finite_log_density"], stats["lp"], np.nan)
-        free, bias = self._free(), None
+        free, bias = self.free(), None
         report = self._report()
         if report is not None:
             bias = judge_bias(report, free)
@@ -436,6 +437,26 @@ class Fit:
             session.run(_silent, stop=lambda: INTERRUPTED if interrupted() else None)
         return Fit.of(session)
 
+    def report(self, path: str | Path) -> Path:
+        """Write one HTML page that needs nothing else, for reading, printing and sending.
+
+        It has the model as compiled, the verdict, a table of the parameters, plots of how the
+        chains mix, the bias report where there is one, costs, and what is needed to make the fit
+        again.
+
+        Args:
+            path: ending in `.html`.
+
+        Returns:
+            The path.
+
+        Raises:
+            QuincunxError: another suffix.
+        """
+        from quincunx.inference.report.page import write_fit  # imports matplotlib
+
+        return write_fit(self, path)
+
     def save(self, path: str | Path) -> None:
         """Write the tree to netCDF (`.nc`) or Zarr (`.zarr`).
 
@@ -444,6 +465,9 @@ class Fit:
         """
         path = Path(path)
         self._report()
+        if self.density is not None:
+            told = Explanation(self.density.unconstrained).told()
+            self.tree["posterior"].attrs["explanation"] = json.dumps(told)
         if path.suffix == ".nc":
             self.tree.to_netcdf(path, engine="h5netcdf")
         elif path.suffix == ".zarr":
@@ -469,7 +493,7 @@ class Fit:
         density = self._model("latent draws")
         return {site.name: self.posterior[site.name].values for site in density.program.latents}
 
-    def _free(self) -> np.ndarray:
+    def free(self) -> np.ndarray:
         """Which scalar parameters must vary: deterministic ones may rightly be constant."""
         fixed = set(json.loads(self.tree["posterior"].attrs["deterministic"]))
         return np.array([name.split("[")[0] not in fixed for name in self.convergence.names])

@@ -344,7 +344,7 @@ class Session:
         return of_first(seconds[True]) < of_first(seconds[False])
 
     def _call(self, group: Group, limits: Limits, *, free: bool) -> tuple[Carry, Block]:
-        window = _window(self._schedule, int(limits.start), self._capacity)
+        part = window(self._schedule, int(limits.start), self._capacity)
         return advance(
             self.method,
             self._capacity,
@@ -353,7 +353,7 @@ class Session:
             self.target,
             group.keys,
             group.carry,
-            window,
+            part,
             limits,
             self._run_key,
         )
@@ -378,7 +378,7 @@ def _kept(limits: Limits) -> int:
     return before(int(limits.stop)) - before(int(limits.start))
 
 
-def _window(schedule: PyTree, start: int, length: int) -> PyTree:
+def window(schedule: PyTree, start: int, length: int) -> PyTree:
     """The schedule's entries from `start` on, padded with zeros to a fixed length."""
 
     def cut(entry: np.ndarray) -> np.ndarray:

@@ -29,7 +29,7 @@ from quincunx.inference.method import Kernel
 
 _TRIES = 100
 _STRATEGIES = ("uniform", "prior")
-_AT_WILL = "at will"
+AT_WILL = "at will"
 
 
 def chain_keys(key: Array, chains: Any) -> tuple[Array, Array]:
@@ -47,7 +47,7 @@ def given_values(density: Density, init: Any, num_chains: int) -> tuple[str, dic
         MethodError: an unknown strategy.
     """
     if init is None:
-        return _AT_WILL, {}
+        return AT_WILL, {}
     if isinstance(init, str):
         if init not in _STRATEGIES:
             raise MethodError(unknown("strategy", init, _STRATEGIES, " in `init`"))
@@ -93,10 +93,10 @@ def begin(
         The carry, the chains' step keys, which chains found a start, and the last positions.
     """
     if mesh is None:
-        return _begin(method, strategy, density, key, chains, given, prepared)
+        return begin_here(method, strategy, density, key, chains, given, prepared)
 
     def run(density: Density, *rest: Any) -> tuple[Carry, Array, Array, Array]:
-        return _begin(method, strategy, own_rows(density), *rest)
+        return begin_here(method, strategy, own_rows(density), *rest)
 
     everywhere, along = PartitionSpec(), PartitionSpec("chains")
     run = jax.shard_map(
@@ -109,7 +109,7 @@ def begin(
     return run(density, key, chains, given, prepared)
 
 
-def _begin(
+def begin_here(
     method: Kernel,
     strategy: str,
     density: Density,
@@ -118,6 +118,7 @@ def _begin(
     given: Mapping[str, Any],
     prepared: Any,
 ) -> tuple[Carry, Array, Array, Array]:
+    """`begin` on one device, not compiled by itself."""
     start_keys, step_keys = chain_keys(key, chains)
     find = functools.partial(_find, method, strategy, density)
     state, found, position = jax.vmap(find)(start_keys, given)
@@ -126,7 +127,7 @@ def _begin(
     )
     state = jax.tree.map(
         lambda new, old: jnp.asarray(new, old.dtype),
-        method.settle(state, prepared, start_keys, at_will=strategy == _AT_WILL),
+        method.settle(state, prepared, start_keys, at_will=strategy == AT_WILL),
         state,
     )
     zero = jnp.zeros(chains.shape[0], jnp.int32)

@@ -45,6 +45,7 @@ from scipy import stats
 from quincunx.engine.density import Density
 from quincunx.inference.diagnostics.convergence import flatten
 from quincunx.inference.diagnostics.discrepancy import kernel_stein_discrepancy
+from quincunx.inference.diagnostics.scores import log_density_and_scores, some_positions
 from quincunx.inference.diagnostics.verdict import Finding, Status, worst
 from quincunx.inference.distributed.mesh import on_host, place
 from quincunx.inference.driver import on_devices
@@ -123,7 +124,7 @@ def _slowest(number: int, ess: np.ndarray) -> float:
 def covariance_ratio(session: Session, draws: Mapping[str, Any]) -> float:
     """The draws' covariance against that of the Gaussian at the mode, which agents found."""
     hessian = np.asarray(on_host(session.preparation.value.tuning.hessian))
-    z = np.asarray(_positions(session.density, draws, _COUNTED))
+    z = np.asarray(some_positions(session.density, draws, _COUNTED))
     return float(np.trace(hessian @ np.atleast_2d(np.cov(z.T))) / len(hessian))
 
 
@@ -152,7 +153,7 @@ def _on_all_rows(
     """Figures that take gradients of all rows, and how often they went through them."""
     state: State = session.groups[0].carry.state
     key = jax.random.fold_in(session.key, 3)
-    z = _positions(density, draws, _DRAWS)
+    z = some_positions(density, draws, _DRAWS)
     with np.errstate(all="ignore"):
         some = z[:: max(len(z) // (2 * _NOISY), 1)][: 2 * _NOISY]
         on, rest = (method, session.mesh, session.target), (state.tuning, some, z, key)
@@ -175,11 +176,11 @@ def _virtually(
 ) -> tuple[dict[str, float], float]:
     """Figures of a sampler with whole gradients, and how many it took to find them."""
     free, on = density.unconstrained, session.mesh
-    z = _positions(free, draws, _DRAWS)
+    z = some_positions(free, draws, _DRAWS)
     scores = on_host(_scored(on, session.target.unconstrained, z))
     with np.errstate(all="ignore"):
         ksd, level = kernel_stein_discrepancy(np.asarray(z), scores)
-    x = _positions(density, draws, _PROPOSALS)
+    x = some_positions(density, draws, _PROPOSALS)
     state = session.groups[0].carry.state
     key = jax.random.fold_in(session.key, 3)
     found = _accepted(method, on, session.target, state, x, key)
@@ -204,7 +205,7 @@ def _accepted(
 
 @eqx.filter_jit
 def _scored(mesh: Mesh | None, density: Density, z: Array) -> Array:
-    return on_devices(mesh, _scores, density, z)[1]
+    return on_devices(mesh, log_density_and_scores, density, z)[1]
 
 
 def _figures(
@@ -228,20 +229,6 @@ def _figures(
     }
 
 
-def _positions(density: Density, draws: Mapping[str, Any], most: int) -> Array:
-    """Some draws as flat positions, evenly over chains and iterations."""
-    latent = {site.name: np.asarray(draws[site.name]) for site in density.program.latents}
-    flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in latent.items()}
-    total = len(next(iter(flat.values())))
-    chosen = np.unique(np.linspace(0, total - 1, most).astype(int))
-    return _unconstrained(density, {name: value[chosen] for name, value in flat.items()})
-
-
-@eqx.filter_jit
-def _unconstrained(density: Density, values: Mapping[str, Any]) -> Array:
-    return jax.vmap(density.unconstrain)(values)
-
-
 @eqx.filter_jit
 def _full(
     method: StochasticKernel,
@@ -252,7 +239,7 @@ def _full(
     key: Array,
 ) -> tuple[Array, Array]:
     """Mean virtual acceptance, and scores at positions."""
-    scored = functools.partial(on_devices, mesh, _scores, density)
+    scored = functools.partial(on_devices, mesh, log_density_and_scores, density)
     temperature = method.temperature
     values, scores = scored(z)
     step, scale = method.euler_step(tuning), tuning.scale[None]
@@ -270,13 +257,6 @@ def _full(
     acceptance = jnp.exp(jnp.minimum(ratio / temperature, 0.0))
     acceptance = jnp.mean(jnp.where(jnp.isfinite(acceptance), acceptance, 0.0))
     return acceptance, scores
-
-
-@eqx.filter_jit
-def _scores(density: Density, z: Array) -> tuple[Array, Array]:
-    """Log density and its gradient at positions; rows on disk are read once for all of them."""
-    score = jax.value_and_grad(density.log_density)
-    return jax.vmap(score)(z) if density.is_on_disk else jax.lax.map(score, z)
 
 
 def judge_bias(report: xr.Dataset, free: np.ndarray) -> list[Finding]:

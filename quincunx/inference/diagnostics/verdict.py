@@ -13,6 +13,7 @@ from quincunx.inference.method import Kind
 Status = Literal["ok", "suspect", "failed"]
 _ORDER: tuple[Status, ...] = ("ok", "suspect", "failed")
 _OVERFLOW = 0.05  # share of the steps
+_COMPARE = "Compare with an exact method: `qx.compare({'this': fit}, reference=another_fit)`."
 _STYLE = {"ok": "green", "suspect": "yellow", "failed": "red"}
 
 
@@ -191,5 +192,5 @@ def judge(
         findings += bias
     elif kind is not Kind.EXACT:
         reason = f"The method is {kind.value}: chains that agree may agree on the wrong law."
-        findings.append(Finding("suspect", reason, "Compare with an exact method."))
+        findings.append(Finding("suspect", reason, _COMPARE))
     return Verdict.of(findings, outcome)

@@ -1,0 +1,262 @@
+"""What `compare` returns: a table, and one word for each method."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from rich.console import Console, ConsoleOptions
+from rich.table import Table
+
+from quincunx.engine.errors import QuincunxError
+from quincunx.inference.diagnostics.discrepancy import CAVEAT
+from quincunx.inference.fit import Fit
+
+NUMBERS = {
+    "ess_bulk": "ESS bulk",
+    "ess_tail": "ESS tail",
+    "r_hat": "R-hat",
+    "mean_error": "mean error",
+    "log_sd_error": "log sd error",
+    "wasserstein_ratio": "SW2 ratio",
+    "wasserstein_p": "SW2 p",
+    "ksd": "KSD",
+    "ksd_p": "KSD p",
+    "pareto_k": "Pareto k",
+    "log_evidence": "log evidence",
+    "log_evidence_error": "its error",
+    "elpd_difference": "elpd diff.",
+    "elpd_error": "its error ",
+    "ess_per_gradient": "ESS / gradient",
+    "ess_per_evaluation": "ESS / evaluation",
+    "ess_per_pass": "ESS / data pass",
+    "ess_per_second": "ESS / second",
+    "gradients": "gradients",
+    "evaluations": "evaluations",
+    "data_passes": "data passes",
+    "compile_seconds": "compile s",
+    "sample_seconds": "sample s",
+    "peak_mib": "peak MiB",
+    "bytes": "bytes sent",
+}
+WORDS = {"kind": "kind", "verdict": "verdict", "result": "result"}
+_PARAMETERS = {"mean_error": "mean_parameter", "log_sd_error": "log_sd_parameter"}
+_ATTRIBUTE = "quincunx_comparison"
+_STYLES = {"agrees": "green", "differs": "red", "cannot tell": "yellow", "reference": "bold"}
+JUDGED = (
+    "ess_bulk",
+    "ess_tail",
+    "r_hat",
+    "mean_error",
+    "log_sd_error",
+    "wasserstein_ratio",
+    "ksd_p",
+    "pareto_k",
+    "log_evidence",
+    "elpd_difference",
+)
+SPENT = (
+    "ess_per_gradient",
+    "ess_per_evaluation",
+    "ess_per_pass",
+    "ess_per_second",
+    "gradients",
+    "evaluations",
+    "data_passes",
+    "compile_seconds",
+    "sample_seconds",
+    "peak_mib",
+    "bytes",
+)
+
+
+def number(value: float) -> str:
+    """A figure with three digits; `n/a` where there is none."""
+    if np.isnan(value):
+        return "n/a"
+    if abs(value) >= 1000 and np.isfinite(value):
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def cell(row: Mapping[str, Any], column: str) -> str:
+    """What a table shows of a column in a row, with the parameter that is worst."""
+    shown = number(float(row[column]))
+    parameter = row[_PARAMETERS[column]] if column in _PARAMETERS else ""
+    return f"{shown} ({parameter})" if parameter else shown
+
+
+class Comparison:
+    """Methods side by side; print it, or look at `table`.
+
+    Attributes:
+        table: one row for each method; NaN where a figure would mean nothing.
+        reasons: by method, sentences that say why its result is what it is.
+        errors: by method, one row for each parameter, against the reference.
+        reference: what methods were judged by, in words; empty where there was nothing.
+        left_out: methods that could not run, with what they lack.
+        fits: by method.
+    """
+
+    def __init__(
+        self,
+        table: pd.DataFrame,
+        reasons: Mapping[str, tuple[str, ...]],
+        errors: Mapping[str, pd.DataFrame],
+        reference: str,
+        left_out: Mapping[str, str],
+        fits: Mapping[str, Fit],
+    ) -> None:
+        self.table = table
+        self.reasons = dict(reasons)
+        self.errors = dict(errors)
+        self.reference = reference
+        self.left_out = dict(left_out)
+        self.fits = dict(fits)
+
+    def plot(self, **options: Any) -> Any:
+        """Intervals of all methods, parameter by parameter, by `arviz_plots.plot_forest`.
+
+        Args:
+            **options: as in `arviz_plots.plot_forest`, such as `var_names` or `backend`.
+
+        Returns:
+            ArviZ's `PlotCollection`.
+        """
+        from arviz_plots import plot_forest  # slow to import
+
+        return plot_forest({name: fit.tree for name, fit in self.fits.items()}, **options)
+
+    def report(self, path: str | Path) -> Path:
+        """Write one self-contained HTML page.
+
+        Args:
+            path: ending in `.html`.
+        """
+        from quincunx.inference.report.page import write_comparison  # imports matplotlib
+
+        return write_comparison(self, path)
+
+    def save(self, path: str | Path) -> None:
+        """Write table and fits to one netCDF file, for `Comparison.load`.
+
+        Raises:
+            QuincunxError: another suffix than .nc.
+        """
+        path = Path(path)
+        if path.suffix != ".nc":
+            raise QuincunxError(f"Cannot save to '{path}': the suffix must be .nc.")
+        told = {
+            "table": self.table.to_dict(orient="split"),
+            "reasons": self.reasons,
+            "errors": {name: table.to_dict(orient="split") for name, table in self.errors.items()},
+            "reference": self.reference,
+            "left_out": self.left_out,
+            "fits": list(self.fits),
+        }
+        tree = xr.DataTree.from_dict(
+            {f"fit_{index}": fit.tree for index, fit in enumerate(self.fits.values())}
+        )
+        tree.attrs[_ATTRIBUTE] = json.dumps(told)
+        tree.to_netcdf(path, engine="h5netcdf")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Comparison:
+        """Read what `save` wrote; the fits come without their model.
+
+        Raises:
+            QuincunxError: no such file, or not a comparison.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise QuincunxError(f"There is no '{path}'.")
+        with xr.open_datatree(path, engine="h5netcdf") as opened:
+            tree = opened.load()
+        if _ATTRIBUTE not in tree.attrs:
+            raise QuincunxError(f"'{path}' was not written by `Comparison.save`.")
+        told = json.loads(tree.attrs[_ATTRIBUTE])
+        fits = {}
+        for index, name in enumerate(told["fits"]):
+            part = xr.DataTree.from_dict(
+                {n: child.to_dataset() for n, child in tree[f"fit_{index}"].children.items()}
+            )
+            costs = json.loads(part["posterior"].attrs["costs"])
+            fits[name] = Fit(part, method=None, costs=costs, density=None)
+        reasons = {name: tuple(found) for name, found in told["reasons"].items()}
+        errors = {name: _read(found, "parameter") for name, found in told["errors"].items()}
+        table = _read(told["table"], "method")
+        for column in NUMBERS:
+            table[column] = table[column].astype(float)
+        return cls(table, reasons, errors, told["reference"], told["left_out"], fits)
+
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """The table as a dict of columns for each method."""
+        found: Any = self.table.to_dict("index")
+        return {str(name): row for name, row in found.items()}
+
+    def shown(self, columns: Iterable[str]) -> list[str]:
+        """Those of some columns that have a figure for at least one method."""
+        return [name for name in columns if self.table[name].notna().to_numpy().any()]
+
+    def _judgement(self) -> Table:
+        label = f"judged by {self.reference}" if self.reference else "judged without a reference"
+        table = Table(title=label, title_justify="left")
+        table.add_column("method", no_wrap=True)
+        for heading in WORDS.values():
+            table.add_column(heading)
+        shown = self.shown(JUDGED)
+        for name in shown:
+            table.add_column(NUMBERS[name], justify="right")
+        for name, row in self.rows().items():
+            result = f"[{_STYLES[row['result']]}]{row['result']}[/]"
+            cells = [name, row["kind"], row["verdict"], result]
+            table.add_row(*cells, *(cell(row, column) for column in shown))
+        return table
+
+    def _costs(self) -> Table:
+        table = Table(title="costs, warm-up included", title_justify="left")
+        table.add_column("method", no_wrap=True)
+        shown = self.shown(SPENT)
+        for name in shown:
+            table.add_column(NUMBERS[name], justify="right")
+        for name, row in self.rows().items():
+            table.add_row(name, *(cell(row, column) for column in shown))
+        return table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
+        yield self._judgement()
+        yield self._costs()
+        for name, found in self.reasons.items():
+            for reason in found:
+                yield f"{name}: {reason}"
+        for name, missing in self.left_out.items():
+            yield f"{name} did not run: {missing}"
+        if self.shown(["ksd"]):
+            yield CAVEAT
+
+    def __str__(self) -> str:
+        console = Console(width=200, file=io.StringIO())
+        with console.capture() as capture:
+            console.print(self)
+        return capture.get()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def is_comparison(path: Path) -> bool:
+    """Whether a netCDF file holds a comparison; `False` where there is no file."""
+    if not path.is_file():
+        return False
+    with xr.open_datatree(path, engine="h5netcdf") as opened:
+        return _ATTRIBUTE in opened.attrs
+
+
+def _read(told: Mapping[str, Any], index: str) -> pd.DataFrame:
+    return pd.DataFrame(**told).rename_axis(index)

@@ -1,0 +1,1 @@
+"""Fits and comparisons as one HTML page."""

@@ -1,0 +1,286 @@
+"""Comparisons name planted faults, and leave exact methods alone."""
+
+import json
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+
+import quincunx as qx
+import quincunx.distributions as dist
+from quincunx.inference.comparison.result import NUMBERS
+from tests.inference.approximate import Gaussian
+from tests.scenarios import SCHOOLS, eight_schools
+
+SCALES = np.array([1.0, 30.0, 0.03])
+X = np.random.default_rng(1).normal(size=(60, 3)) * SCALES
+Y = 20 + (X / SCALES) @ [1.0, -1.0, 0.5] + np.random.default_rng(2).normal(size=60)
+DATA = {"X": X, "y": Y}
+QUIET = {"progress": False, "num_samples": 400}
+
+
+@qx.model
+def regression(X, y=None):
+    """Badly scaled, with a posterior that is Gaussian."""
+    intercept = qx.sample("intercept", dist.Normal(0, 100))
+    beta = qx.sample("beta", dist.Normal(0, 100).expand([3]).to_event(1))
+    with qx.plate("row", X, y) as (x, t):
+        qx.sample("y", dist.Normal(intercept + x @ beta, 1.0), obs=t)
+
+
+def stuck(fit):
+    """The fit with a first chain that never moves."""
+    posterior = fit.posterior.copy(deep=True)
+    for values in posterior.values():
+        values.values[0] = values.values[0, :1]
+    return with_posterior(fit, posterior)
+
+
+def with_posterior(fit, posterior):
+    """A fit with other draws."""
+    tree = fit.tree.copy(deep=True)
+    tree["posterior"] = xr.DataTree(posterior)
+    return qx.Fit(tree, method=fit.method, costs=fit.costs, density=fit.density)
+
+
+@pytest.fixture(scope="module")
+def fits():
+    def infer(method="nuts", key=0, **settings):
+        return qx.infer(
+            regression, DATA, method, key=key, **{"num_warmup": 400, **QUIET, **settings}
+        )
+
+    right = infer(key=1)
+    return {
+        "right": right,
+        "gaussian": infer(Gaussian(newton=2), num_warmup=0),
+        "short": infer(key=2, num_warmup=20),
+        "coarse": infer(qx.BregmanLangevin(adjust=False, step_size=0.5)),
+        "halved": infer(Gaussian(newton=2, factor=0.5), num_warmup=0),
+        "stuck": stuck(right),
+    }
+
+
+@pytest.fixture(scope="module")
+def compared(fits):
+    reference = qx.infer(regression, DATA, num_warmup=400, num_samples=1000, key=7, progress=False)
+    return qx.compare(fits, reference=reference)
+
+
+def test_right_methods_agree(compared):
+    assert compared.table["result"][["right", "gaussian"]].tolist() == ["agrees", "agrees"]
+    assert compared.reasons["right"] == ()
+
+
+def test_twenty_warm_up_steps_are_too_few(compared):
+    row = compared.table.loc["short"]
+    assert row["result"] == "differs" or row["verdict"] == "failed"
+    assert row["r_hat"] > 1.05
+    name = compared.fits["short"].verdict.reasons[0]
+    assert "'beta[" in name
+    assert any("beta[" in reason for reason in compared.reasons["short"])
+
+
+def test_a_coarse_step_differs_in_the_width_of_a_parameter(compared):
+    row = compared.table.loc["coarse"]
+    assert row["kind"] == "asymptotically biased"
+    assert row["result"] == "differs"
+    errors = compared.errors["coarse"]["log_sd_z"]
+    assert row["log_sd_parameter"] == errors.abs().idxmax()
+    assert row["log_sd_error"] > 5
+    assert any(f"log sd of '{row['log_sd_parameter']}'" in r for r in compared.reasons["coarse"])
+
+
+def test_halved_scales_differ_by_a_log_sd_of_log_two(compared):
+    row = compared.table.loc["halved"]
+    assert row["result"] == "differs"
+    np.testing.assert_allclose(compared.errors["halved"]["log_sd_difference"], -np.log(2), atol=0.2)
+    assert row["wasserstein_ratio"] > 5
+    assert row["ksd_p"] < 0.0025
+    assert "log sd of" in compared.reasons["halved"][0]
+
+
+def test_a_stuck_chain_has_failed(compared):
+    row = compared.table.loc["stuck"]
+    assert row["verdict"] == "failed"
+    assert row["result"] == "cannot tell"
+    assert row["ess_bulk"] == 0
+    assert "never moved: 'beta[0]'" in compared.reasons["stuck"][0]
+    assert row[["wasserstein_ratio", "ksd"]].isna().all()
+
+
+def test_costs_are_per_effective_draw(compared, fits):
+    row, fit = compared.table.loc["right"], fits["right"]
+    ess = fit.convergence.ess_bulk.min()
+    assert row["ess_per_gradient"] == pytest.approx(ess / fit.costs["gradients"])
+    assert row["ess_per_second"] == pytest.approx(ess / fit.costs["sample_seconds"])
+    assert np.isnan(compared.table["ess_per_gradient"]["gaussian"])
+    assert compared.table["peak_mib"].isna().all()
+
+
+def test_what_it_prints(compared):
+    text = str(compared)
+    for word in ("differs", "agrees", "cannot tell", "n/a", "blind to the weights", "halved"):
+        assert word in text
+
+
+def test_without_a_reference_the_best_exact_fit_is_taken(fits):
+    found = qx.compare({name: fits[name] for name in ("right", "halved")})
+    assert found.reference.startswith("right")
+    assert found.table["result"].tolist() == ["reference", "differs"]
+    alone = qx.compare({"halved": fits["halved"], "gaussian": fits["gaussian"]})
+    assert alone.reference == ""
+    assert alone.table["result"]["gaussian"] == "cannot tell"
+    assert alone.table["result"]["halved"] == "cannot tell" or "Stein" in alone.reasons["halved"][0]
+
+
+def test_it_is_saved_and_read_again(compared, tmp_path):
+    compared.save(tmp_path / "compared.nc")
+    again = qx.Comparison.load(tmp_path / "compared.nc")
+    pd.testing.assert_frame_equal(again.table, compared.table)
+    assert again.reasons == compared.reasons
+    pd.testing.assert_frame_equal(again.errors["coarse"], compared.errors["coarse"])
+    assert again.fits["right"].posterior.equals(compared.fits["right"].posterior)
+    assert str(again) == str(compared)
+
+
+def test_the_plot_has_all_methods(compared):
+    collection = compared.plot(var_names=["intercept"], backend="matplotlib")
+    assert set(collection.data["model"].values) == set(compared.fits)
+
+
+@pytest.fixture(scope="module")
+def modes():
+    """A sampler in one mode of two, and one that visits both."""
+    worked = qx.models.load("gaussian_mixture", modes=2)
+    start = {"x": np.array([5.0, 0.0])}
+    settings = {"num_warmup": 300, **QUIET}
+    one = qx.infer(worked.model, worked.data, init=start, **settings)
+    both = qx.infer(worked.model, worked.data, "polar_slice", **settings)
+    return worked, qx.compare({"one": one, "both": both}, reference=worked.reference)
+
+
+def test_one_mode_of_two_differs_where_the_verdict_cannot_know(modes):
+    _, compared = modes
+    row = compared.table.loc["one"]
+    assert row["verdict"] == "ok"
+    assert row["result"] == "differs"
+    assert row["mean_parameter"] == "x[0]"
+    assert row["ksd_p"] > 0.01  # the blind spot that the caveat is about
+    assert compared.table["result"]["both"] != "differs"
+
+
+def test_methods_are_run_and_named():
+    found = qx.compare(
+        eight_schools,
+        SCHOOLS,
+        ["nuts", qx.NUTS, qx.PolarSlice()],
+        reference="eight_schools",
+        budget=qx.Until(seconds=60),
+        num_warmup=400,
+        **QUIET,
+    )
+    assert list(found.table.index) == ["nuts", "nuts (2)", "polar_slice"]
+    assert (found.table["result"] != "differs").all()
+    assert "Stan" in found.reference or "trusted" in found.reference
+    assert list(found.table.columns[3:-2]) == list(NUMBERS)
+    assert found.table["compile_seconds"].gt(0).all()
+    assert found.table["peak_mib"].ge(0).all()
+
+
+def test_weighted_draws_have_evidence_and_no_r_hat():
+    worked = qx.models.load("gaussian_mixture", modes=1)
+    density = qx.compile(worked.model, worked.data)
+    exact = jax.device_get(worked.reference.draws(jax.random.key(3), 4000))
+    z = np.asarray(jax.vmap(density.unconstrain)(exact))
+    wide = z.mean(axis=0) + 1.5 * (z - z.mean(axis=0))
+    target = jax.vmap(density.log_density)(wide)
+    proposal = jax.vmap(density.log_density)(z) - 2 * np.log(1.5)
+    fit = qx.Fit.weighted(
+        density, wide, np.asarray(target - proposal), method=Gaussian(), costs={"evaluations": 4000}
+    )
+    row = qx.compare({"weighted": fit}, reference=worked.reference).table.loc["weighted"]
+    assert row["result"] == "agrees"
+    assert row["log_evidence"] == pytest.approx(worked.reference.log_evidence, abs=0.1)
+    assert row["pareto_k"] < 0.7
+    assert np.isnan(row["r_hat"])
+    assert np.isnan(row["ess_per_gradient"])
+    assert row["ess_per_evaluation"] == pytest.approx(row["ess_bulk"] / 4000)
+
+
+def test_mistakes_are_told(fits):
+    with pytest.raises(qx.QuincunxError, match="leave out 'num_samples'"):
+        qx.compare(fits, num_samples=3)
+    with pytest.raises(qx.QuincunxError, match="different models"):
+        qx.compare({"a": fits["right"], "b": qx.infer(flat, num_warmup=50, **QUIET)})
+    with pytest.raises(qx.QuincunxError, match="Unknown reference 'nots'"):
+        qx.compare(fits, reference="nots")
+    with pytest.raises(qx.MethodError, match="must be a list"):
+        qx.compare(regression, DATA, "nuts")
+    with pytest.raises(qx.MethodError, match="Did you mean"):
+        qx.compare(regression, DATA, ["nutz"])
+    with pytest.raises(qx.QuincunxError, match=r"\.nc"):
+        qx.compare({"right": fits["right"]}).save("x.html")
+
+
+@qx.model
+def flat():
+    qx.sample("m", dist.Normal(0, 1))
+
+
+def test_a_choice_follows_the_structure():
+    kinked = qx.models.load("diabetes_lasso")
+    first = qx.choose(kinked.model, kinked.data).table.index[0]
+    assert first == "bregman_langevin"
+    schools = qx.choose(eight_schools, SCHOOLS)
+    assert schools.table.index[0] == "nuts"
+    assert not schools.table["applies"]["sgld"]
+    assert set(schools.table.index) == set(qx.methods().index)
+    many = {"X": np.zeros((60_000, 3)), "y": np.zeros(60_000)}
+    assert qx.choose(regression, many).table.index[0] == "sgld"
+    assert "several modes" in str(schools)
+    assert schools.table["why"].str.len().gt(0).all()
+
+
+@pytest.mark.slow
+def test_exact_methods_without_fault_are_not_called_different():
+    """Twenty repeated runs at the 1 % level, two exact methods each."""
+    words = []
+    for key in range(20):
+        found = qx.compare(
+            regression, DATA, ["nuts", Gaussian(newton=2)],
+            reference="nuts", num_warmup=300, num_samples=400, key=key, progress=False,
+        )  # fmt: skip
+        words += found.table["result"].tolist()
+    print(json.dumps(words))
+    assert "differs" not in words
+    assert words.count("agrees") > 30
+
+
+@pytest.mark.slow
+def test_exact_methods_on_eight_schools_are_not_called_different():
+    words = []
+    for key in range(20):
+        found = qx.compare(
+            eight_schools, SCHOOLS, [qx.NUTS(target_accept=0.9), "elliptical_slice", "polar_slice"],
+            reference="eight_schools", num_warmup=400, num_samples=500, key=key, progress=False,
+        )  # fmt: skip
+        words += found.table["result"].tolist()
+        print(found.reasons)
+    assert "differs" not in words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["eight_schools", "diabetes_lasso", "gaussian_mixture"])
+def test_all_methods_in_one_command(name, tmp_path):
+    worked = qx.models.load(name)
+    found = qx.compare(
+        worked.model, worked.data, reference=name, num_warmup=500, num_samples=500, progress=False
+    )
+    print(found)
+    found.report(tmp_path / "page.html")
+    right = found.table[(found.table["kind"] == "exact") & (found.table["verdict"] == "ok")]
+    assert len(right) > 0
+    assert set(found.table.index) | set(found.left_out) == set(qx.methods().index)

@@ -1,0 +1,103 @@
+"""Stein control variates: exact where they must be, smaller errors that are told rightly."""
+
+import jax
+import numpy as np
+import pytest
+
+import quincunx as qx
+import quincunx.distributions as dist
+from tests.inference.approximate import Gaussian
+from tests.scenarios import SCHOOLS, eight_schools, logistic, logistic_data
+
+QUIET = {"progress": False}
+
+
+@pytest.fixture(scope="module")
+def gaussian():
+    """Independent draws, few and far too wide, on a Gaussian posterior."""
+    data = {"y": np.array([1.0, 2.0, 0.5])}
+    fit = qx.infer(two, data, Gaussian(factor=1.7), num_warmup=0, num_samples=100, **QUIET)
+    return data, fit
+
+
+@qx.model
+def two(y=None):
+    a = qx.sample("a", dist.Normal(0, 2))
+    b = qx.sample("b", dist.Normal(a, 1))
+    qx.sample("y", dist.Normal(a + b, 1.5).expand([3]).to_event(1), obs=y)
+
+
+def exact(data):
+    """Mean and covariance of (a, b)."""
+    precision = np.array([[0.25 + 1, -1], [-1, 1]]) + len(data["y"]) / 1.5**2 * np.ones((2, 2))
+    covariance = np.linalg.inv(precision)
+    return covariance @ np.full(2, data["y"].sum() / 1.5**2), covariance
+
+
+def test_quadratics_of_a_gaussian_are_exact_whatever_drew_the_points(gaussian):
+    data, fit = gaussian
+    mean, covariance = exact(data)
+    fns = {"a": lambda v: v["a"], "square": lambda v: v["b"] ** 2, "ab": lambda v: v["a"] * v["b"]}
+    before = fit.posterior.copy(deep=True)
+    found = qx.refine(fit, fns, order=2).table
+    second = covariance + np.outer(mean, mean)
+    np.testing.assert_allclose(found["refined"], [mean[0], second[1, 1], second[0, 1]], rtol=1e-9)
+    assert not np.allclose(found["mean"].loc["square"], second[1, 1], rtol=0.1)
+    assert (found["refined_error"] < 1e-8).all()
+    assert fit.posterior.identical(before)
+
+
+def test_too_few_draws_are_left_as_they_are(gaussian):
+    data, fit = gaussian
+    short = qx.infer(two, data, Gaussian(), num_warmup=0, num_samples=6, **QUIET)
+    found = qx.refine(short).table
+    assert (found["order"] == "0").all()
+    assert found["note"].str.contains("too few").all()
+    np.testing.assert_array_equal(found["mean"], found["refined"])
+
+
+def test_what_control_variates_cannot_help_is_left_alone(schools):
+    """An odd step function far from polynomials, beside a parameter that is helped."""
+    fns = {"odd": lambda v: jax.numpy.sign(jax.numpy.sin(40 * v["mu"])), "mu": lambda v: v["mu"]}
+    found = qx.refine(schools, fns).table
+    assert found["order"]["odd"] == "0"
+    assert found["reduction"]["odd"] == 1
+    assert found["reduction"]["mu"] > 1
+    assert "mu" in str(qx.refine(schools, fns))
+
+
+def test_errors_name_what_to_do(schools, tmp_path):
+    with pytest.raises(qx.MethodError, match="order"):
+        qx.refine(schools, order=3)
+    schools.save(tmp_path / "fit.nc")
+    with pytest.raises(qx.QuincunxError, match="qx.load"):
+        qx.refine(qx.load(tmp_path / "fit.nc"))
+    assert len(qx.refine(qx.load(tmp_path / "fit.nc", eight_schools, SCHOOLS)).table) > 8
+
+
+@pytest.fixture(scope="module")
+def repeated():
+    """Plain and refined means of a logistic regression, 1000 draws of NUTS, 40 times."""
+    data = logistic_data(np.random.default_rng(5), rows=100, features=3)
+    settings = {"num_warmup": 300, "progress": False}
+    truth = qx.refine(qx.infer(logistic, data, num_samples=20_000, key=999, **settings)).table
+    fits = (qx.infer(logistic, data, num_samples=250, key=key, **settings) for key in range(40))
+    return truth["refined"].to_numpy(), [qx.refine(fit).table for fit in fits]
+
+
+@pytest.mark.slow
+def test_mean_squared_errors_are_thirty_times_smaller(repeated):
+    truth, tables = repeated
+    plain = np.mean([(t["mean"] - truth) ** 2 for t in tables], axis=0)
+    refined = np.mean([(t["refined"] - truth) ** 2 for t in tables], axis=0)
+    print("mean squared errors, plain over refined:", plain / refined)
+    assert (plain / refined > 30).all()
+
+
+@pytest.mark.slow
+def test_standard_errors_cover(repeated):
+    truth, tables = repeated
+    z = np.array([(t["refined"] - truth) / t["refined_error"] for t in tables])
+    covered = np.mean(np.abs(z) < 1.96)
+    print("coverage of nominal 95 %:", covered)
+    assert 0.88 < covered <= 1.0  # 120 intervals, in threes from one run
