@@ -19,9 +19,16 @@ import quincunx.distributions as dist
 from tests.laws import networks
 
 AGENTS, RHO, ETA = 20, 5.0, 0.009
-COMPARED = ("ADMM rho=5, shared", "DE-SGLD, independent", "tracking, shared")
-ADMM = [("ADMM rho=5, paper noise", "paper"), ("ADMM rho=5, calibrated", "calibrated")]
-ADMM.append(("ADMM rho=5, shared", "shared"))
+COMPARED = ("ADMM rho=5, shared", "ADMM rho=auto, shared", "DE-SGLD, independent")
+COMPARED += ("tracking, shared",)
+TOLERANCE = qx.ADMM().tolerance
+ADMM = [
+    ("ADMM rho=5, paper noise", "paper", RHO),
+    ("ADMM rho=5, calibrated", "calibrated", RHO),
+    ("ADMM rho=auto, calibrated", "calibrated", None),
+    ("ADMM rho=5, shared", "shared", RHO),
+    ("ADMM rho=auto, shared", "shared", None),
+]
 GOSSIP = [
     ("DE-SGLD, independent", False, "independent"),
     ("DE-SGLD, shared", False, "shared"),
@@ -45,9 +52,12 @@ def of_draws(draws, to):
 
 def samplers(graph, steps):
     """Label, method, size of an iteration and the law of all agents."""
-    for label, noise in ADMM:
-        method = qx.ADMM(agents=AGENTS, graph=graph, noise=noise, rho=RHO, steps=steps)
-        yield label, method, RHO, lambda n=noise: networks.admm_law(AGENTS, graph, RHO, n)
+    curvature = np.linalg.eigvalsh(np.linalg.inv(networks.posterior(AGENTS)[1]))[-1]
+    degrees = int(qx.ADMM(agents=AGENTS, graph=graph).network.degrees.sum())
+    for label, noise, given in ADMM:
+        rho = given or float(curvature / (4 * TOLERANCE * degrees))  # what "auto" finds
+        method = qx.ADMM(agents=AGENTS, graph=graph, noise=noise, rho=rho, steps=steps)
+        yield label, method, rho, lambda n=noise, r=rho: networks.admm_law(AGENTS, graph, r, n)
     for label, tracking, noise in GOSSIP:
         settings = {"graph": graph, "tracking": tracking, "noise": noise, "step_size": ETA}
         method = qx.DecentralizedSGLD(agents=AGENTS, steps=steps, **settings)

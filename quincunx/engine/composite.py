@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from quincunx.engine import proximal, tracing
+from quincunx.engine import proximal, sharding, tracing
 from quincunx.engine.dependence import influences
 from quincunx.engine.errors import ModelError, unknown
 from quincunx.engine.group_laplace import length
@@ -139,35 +139,39 @@ class Composite:
             steps: by factor with an operator, the step that this is given.
         """
         given = {term.factor: jnp.ones(()) for term, _ in self.of("factor")}
-        return _split(
-            self.density.program,
-            self.density.leaves,
-            self.density.temperature,
-            x,
-            {**given, **(steps or {})},
-        )
+        density, shard = self.density, self.density.shard
+        axis, rows = (None, {}) if shard is None else (shard.axis, shard.rows(density))
+        data = (rows, density.leaves, density.temperature)
+        return _split(density.program, axis, *data, x, {**given, **(steps or {})})
 
 
-@functools.partial(jax.jit, static_argnums=0, inline=True)
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
 def _split(
     program: Program,
+    axis: str | None,
+    rows: Mapping[str, Any],
     leaves: list[Any],
     temperature: Any,
     x: Any,
     steps: Mapping[str, Any],
 ) -> Split:
-    substitution = program.substitution(x, {})
-    trace = tracing.at_point(program.model, program.signature.rebuild(leaves), substitution)
+    """The density taken apart; the likelihood is summed over the devices along an axis, if any."""
+    x = x if axis is None else sharding.spread(axis, x)
+    substitution = program.substitution(x, rows)
+    trace = tracing.at_point(program.model, program.signature.rebuild(leaves), substitution, rows)
     zero = jnp.zeros((), x.dtype)
-    total = sum((jnp.sum(term) for term in substitution.log_jacobians), zero)
+    prior = sum((jnp.sum(term) for term in substitution.log_jacobians), zero)
+    likelihood = zero
     plates, inside = {plate.name for plate in program.data_plates}, jnp.ones((), bool)
     for message in trace.values():
         if message["type"] != "sample":
             continue
-        value = tracing.scaled_sum(message)
         within = {frame.name for frame in message.get("cond_indep_stack", ())} & plates
-        likely = message["is_observed"] and (not tracing.is_factor(message) or bool(within))
-        total += value if temperature is None or not likely else temperature * value
+        if message["is_observed"] and (not tracing.is_factor(message) or bool(within)):
+            likelihood += jnp.sum(tracing.on_rows(message, rows))
+        else:
+            prior += tracing.scaled_sum(message)
+    likelihood = likelihood if temperature is None else temperature * likelihood
     nonsmooth, groups, moved = zero, {}, {}
     locations, lefts, rights = [], [], []
     for site in program.latents:
@@ -190,7 +194,12 @@ def _split(
             prox = message["infer"]["prox"][term.site]
             at = jax.lax.stop_gradient(value)
             moved[term.factor] = _flat(prox(at, steps[term.factor]), program.site(term.site))
-    return Split(jnp.where(inside, total, -jnp.inf), -(total + nonsmooth), kinks, groups, moved)
+    if axis is not None:
+        each = jnp.stack([prior, nonsmooth, likelihood])
+        once = jnp.asarray([1 / jax.lax.axis_size(axis)] * 2 + [1.0], x.dtype)
+        prior, nonsmooth, likelihood = jnp.unstack(sharding.total(axis, once * each))
+    whole = prior + likelihood
+    return Split(jnp.where(inside, whole, -jnp.inf), -(whole + nonsmooth), kinks, groups, moved)
 
 
 def _flat(value: Any, site: Site) -> Array:

@@ -342,7 +342,8 @@ class Density(eqx.Module):
         return Density(self.leaves, power, self.program, self.labels, **kept)
 
     def _with(self, program: Program) -> Density:
-        return Density(self.leaves, self.temperature, program, self.labels, order=self.order)
+        kept = {"order": self.order, "shard": self.shard}
+        return Density(self.leaves, self.temperature, program, self.labels, **kept)
 
     def check_values(self, values: Mapping[str, Any]) -> None:
         """Refuse values for unknown sites or of the wrong shape."""

@@ -128,10 +128,13 @@ def from_devices(density: Density, rows: Array) -> Array:
     return rows if axis is None else jax.lax.all_gather(rows, axis, tiled=True)
 
 
+# Each is the other's transpose; being written so, they can be differentiated backwards twice.
 spread.defvjp(
-    lambda axis, value: (value, None), lambda axis, _, slope: (jax.lax.psum(slope, axis),)
+    lambda axis, value: (spread(axis, value), None), lambda axis, _, slope: (total(axis, slope),)
 )
-total.defvjp(lambda axis, value: (total(axis, value), None), lambda axis, _, slope: (slope,))
+total.defvjp(
+    lambda axis, value: (total(axis, value), None), lambda axis, _, slope: (spread(axis, slope),)
+)
 
 
 def obstacle(density: Density) -> str | None:

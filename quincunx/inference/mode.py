@@ -25,12 +25,14 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from quincunx.engine.bregman.geometry import Geometry, build, plan
 from quincunx.engine.bregman.proximity import proximity, recentred
 from quincunx.engine.composite import Kinks, Split
 from quincunx.engine.density import Density
+from quincunx.inference.driver import on_devices
 
 _NEARNESS = (0.05, 0.2, 0.5, 1.0)  # of the starts
 _ROUNDS, _STEPS = 4, 60
@@ -61,20 +63,25 @@ class Found(NamedTuple):
     gradients: int
 
 
-def find_mode(density: Density, key: Array) -> Found:
+def find_mode(density: Density, key: Array, mesh: Mesh | None = None) -> Found:
     """Search from several starts.
 
     Args:
         density: over native coordinates.
         key: for the starts and for probes of the curvature.
+        mesh: the devices, where the run is spread over several.
     """
     probes = density.dim if density.dim <= _EXACT else _PROBES
     each = (_ROUNDS + 1) * (_STEPS + 2 + 2 * probes)
-    return Found(_best(density, key), len(_NEARNESS) * each)
+    return Found(_best(mesh, density, key), len(_NEARNESS) * each)
 
 
 @eqx.filter_jit
-def _best(density: Density, key: Array) -> Mode:
+def _best(mesh: Mesh | None, density: Density, key: Array) -> Mode:
+    return on_devices(mesh, _best_of_several, density, key)
+
+
+def _best_of_several(density: Density, key: Array) -> Mode:
     keys = jax.random.split(key, len(_NEARNESS))
     free = density.unconstrained
     parts = jnp.asarray(_NEARNESS)
@@ -125,7 +132,8 @@ class _Search:
         if dim > _EXACT:
             shape = (_PROBES, dim)
             probes = jax.random.rademacher(key, shape, x.dtype) / _PROBES**0.5
-        products = jax.lax.map(lambda v: v * jax.jvp(slope, (x,), (v,))[1], probes)
+        along = jax.grad(lambda x, v: slope(x) @ v)  # sums over devices have no forward derivative
+        products = jax.lax.map(lambda v: v * along(x, v), probes)
         split = self.composite.split(x)
         curvature = jnp.maximum(jnp.sum(products, axis=0), 0.0)
         curvature += 0.5 * split.kinks.left * split.kinks.right

@@ -82,6 +82,13 @@ np.testing.assert_allclose(found.diagonal, expected.diagonal, rtol=1e-10)
 covariances = [errors.factor.T @ errors.factor for errors in (found, expected)]
 np.testing.assert_allclose(*covariances, atol=1e-8)
 
+sparse = qx.models.load("diabetes_lasso")[:2]
+for method in (qx.BregmanLangevin(steps=4), qx.ProximalMALA()):
+    alone, spread = (
+        qx.infer(*sparse, method, mesh=on, **short).posterior["beta"] for on in (None, mesh)
+    )
+    np.testing.assert_allclose(alone, spread, rtol=1e-6)
+
 short |= dict(num_samples=30)
 whole = qx.SGLD(batch_size=399, steps=2)
 alone = qx.infer(logistic, data, whole, **short)

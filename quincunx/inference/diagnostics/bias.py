@@ -48,7 +48,7 @@ from quincunx.inference.diagnostics.discrepancy import kernel_stein_discrepancy
 from quincunx.inference.diagnostics.verdict import Finding, Status, worst
 from quincunx.inference.distributed.mesh import on_host, place
 from quincunx.inference.driver import on_devices
-from quincunx.inference.method import Discretised
+from quincunx.inference.method import Discretised, Info
 from quincunx.inference.mirror import MirrorKernel
 from quincunx.inference.noise import rows_used, typical_noise
 from quincunx.inference.session import Session
@@ -174,27 +174,37 @@ def _virtually(
     session: Session, method: MirrorKernel, density: Density, draws: Mapping[str, Any]
 ) -> tuple[dict[str, float], float]:
     """Figures of a sampler with whole gradients, and how many it took to find them."""
-    free = density.unconstrained
+    free, on = density.unconstrained, session.mesh
     z = _positions(free, draws, _DRAWS)
-    scores = jax.device_get(_scores(free, z)[1])
+    scores = on_host(_scored(on, session.target.unconstrained, z))
     with np.errstate(all="ignore"):
         ksd, level = kernel_stein_discrepancy(np.asarray(z), scores)
     x = _positions(density, draws, _PROPOSALS)
     state = session.groups[0].carry.state
-    found = _accepted(method, density, state, x, jax.random.fold_in(session.key, 3))
-    acceptance, step_size, steps = (float(value) for value in jax.device_get(found))
+    key = jax.random.fold_in(session.key, 3)
+    found = _accepted(method, on, session.target, state, x, key)
+    acceptance, step_size, steps = (float(value) for value in on_host(found))
     figures = _figures(step_size, int(steps), 0.0, acceptance, x.shape[1], (ksd, level))
     return figures, len(z) + len(x) * (steps + 1)
 
 
 @eqx.filter_jit
 def _accepted(
-    method: MirrorKernel, density: Density, state: Any, x: Array, key: Array
+    method: MirrorKernel, mesh: Mesh | None, density: Density, state: Any, x: Array, key: Array
 ) -> tuple[Array, Array, Array]:
     """Mean acceptance of a Metropolis step at positions, step size, and steps of a transition."""
-    one = jax.vmap(lambda x, key: method.step(density, method.at(density, x, state), key)[1])
-    info = one(x, jax.random.split(key, len(x)))
+
+    def step(density: Density, state: Any, x: Array, keys: Array) -> Info:
+        one = lambda x, key: method.step(density, method.at(density, x, state), key)[1]  # noqa: E731
+        return jax.vmap(one)(x, keys)
+
+    info = on_devices(mesh, step, density, state, x, jax.random.split(key, len(x)))
     return jnp.mean(info.acceptance), info.step_size[0], info.extra["n_steps"][0]
+
+
+@eqx.filter_jit
+def _scored(mesh: Mesh | None, density: Density, z: Array) -> Array:
+    return on_devices(mesh, _scores, density, z)[1]
 
 
 def _figures(
