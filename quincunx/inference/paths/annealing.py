@@ -50,12 +50,12 @@ class Schedule(eqx.Module):
     """Temperatures and step sizes, in arrays that may be longer than what is used of them.
 
     Attributes:
-        inverse_temperatures: from 0 to 1, then ones, `(length + 1,)`.
+        inverse_temperatures: from 0 to 1, then ones, one more than steps.
         step_sizes: of the moves at each temperature but the first, `(length,)`.
         count: temperatures in use.
     """
 
-    inverse_temperatures: Float[Array, " length+1"]
+    inverse_temperatures: Float[Array, " temperatures"]
     step_sizes: Float[Array, " length"]
     count: Array
 

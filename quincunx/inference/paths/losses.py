@@ -15,7 +15,8 @@ With log w the log weight of a path and log F, log B its kernels':
 R_ij = log f_j(x_j) - log f_i(x_i) + sum_{i <= k < j} (log B_k - log F_k), f the annealed densities
 times a learned flow in subtrajectory balance. The first two and log_derivative have the gradient
 of KL(F || B) for all parameters; log_variance and trajectory balance on the sampler's own paths for
-those of F alone. All but the first two take paths as constants, from whatever law they are.
+those of F alone; the first two only up to the score features of controls, which no derivative goes
+through. All but the first two take paths as constants, from whatever law they are.
 
 Paths whose weight is not finite, or is beyond 1e8, are left out.
 

@@ -28,6 +28,8 @@ from quincunx.inference.training import Budget
 LENGTH = 320
 _PILOT, _FEWEST, _PER_BARRIER, _POWER = 100, 32, 16, 4
 _ROUNDS = 3
+_LARGE = 200  # coordinates above which pilots are shorter
+_SHORT_PILOT, _FEW_PARTICLES = 40, 32
 
 
 class Tuned(NamedTuple):
@@ -113,21 +115,24 @@ def tune(
         several: passed on.
         gradient: whether moves use the gradient.
     """
-    grid = np.linspace(0, 1, _PILOT + 1) ** _POWER
-    first = np.full(_PILOT, 0.2)
-    schedule, _ = even(grid, np.gradient(np.linspace(0, 1, _PILOT + 1), grid)[:-1], first, _PILOT)
+    large = target.whitening.mean.shape[0] > _LARGE
+    pilot = _SHORT_PILOT if large else _PILOT
+    particles = min(particles, _FEW_PARTICLES) if large else particles
+    even_levels = np.linspace(0, 1, pilot + 1)
+    grid, first = even_levels**_POWER, np.full(pilot, 0.2)
+    schedule, _ = even(grid, np.gradient(even_levels, grid)[:-1], first, pilot)
     barrier, runs = 0.0, list[Any]()
     for index in range(_ROUNDS):
-        pilot = jax.random.fold_in(key, index)
+        run_key = jax.random.fold_in(key, index)
         run: Any = jax.device_get(
-            _pilot(target, schedule, pilot, particles, moves, gradient=gradient)
+            _pilot(target, schedule, run_key, particles, moves, gradient=gradient)
         )
         runs.append(run)
         count = int(schedule.count)
         made = particles * (1 + count * moves)
         budget.count(gradients=made if gradient else 0, evaluations=made)
         grid = np.asarray(schedule.inverse_temperatures)[: count + 1]
-        wanted = _PILOT if index < _ROUNDS - 2 else steps
+        wanted = pilot if index < _ROUNDS - 2 else steps
         schedule, barrier = even(grid, run.spread[:count], run.step_sizes[:count], wanted)
         if budget.note(index + 1, _ROUNDS):
             break
@@ -167,7 +172,7 @@ def choose_start(
         several = modes.several
         if start == "laplace" or (modes.usable and not several):
             candidates.append(modes.whitening)
-    if start == "cloud" or (start == "auto" and density.dim <= 200) or not candidates:
+    if start == "cloud" or (start == "auto" and density.dim <= _LARGE) or not candidates:
         whitening, cost = cloud(density, cloud_key)
         budget.count(gradients=cost, evaluations=cost)
         candidates.append(whitening)

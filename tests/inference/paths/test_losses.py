@@ -11,11 +11,14 @@ from quincunx.inference.paths.losses import Learned, adjoint_matching, loss_on_p
 from quincunx.inference.paths.process import back_from, simulate
 from tests.inference.paths.problems import gaussian_target, untrained
 
-BATCH, ROUNDS = 4000, 25
+BATCH, ROUNDS = 4000, 200  # without derivatives through paths gradients are noisy
 
 
 def learned(kernel="bridge", steps=4):
     process = untrained(kernel, steps=steps, strength=0.15)
+    # the score feature is a constant of derivatives, so the identities hold without it
+    limits = lambda p: (p.control.limit, p.backward.limit)  # noqa: E731
+    process = eqx.tree_at(limits, process, (0.0, 0.0))
     flow = Control(2, 16, jax.random.key(9), gate=0.0, limit=1.0, out=1)
     return Learned(process, flow, jnp.asarray(0.3))
 
@@ -176,7 +179,7 @@ def test_adjoint_matching_regresses_on_the_adjoint():
     ends = jax.random.normal(jax.random.key(3), (200, 2))
     score = target.with_score(ends)[1]
     found = adjoint_matching(model, ends, score, jax.random.key(0))
-    aim = np.asarray(score + ends / np.exp(2 * np.asarray(model.process.log_sd)))
+    aim = np.asarray(score) + np.asarray(ends) / np.exp(2 * np.asarray(model.process.log_sd))
     assert float(found.value) >= 0
     zero = eqx.tree_at(
         lambda m: (m.process.control.last.weight, m.process.control.last.bias),

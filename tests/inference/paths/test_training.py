@@ -95,7 +95,6 @@ def test_buffer_keeps_the_newest_and_prefers_the_best():
         ({"loss": "log_var"}, "Did you mean 'log_variance'"),
         ({"local_search": True}, "off_policy"),
         ({"steps": 1000}, "at most"),
-        ({"iterations": 1.5}, "integer"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):
