@@ -197,9 +197,9 @@ def _split(
     if axis is not None:
         each = jnp.stack([prior, nonsmooth, likelihood])
         once = jnp.asarray([1 / jax.lax.axis_size(axis)] * 2 + [1.0], x.dtype)
-        summed: Any = sharding.total(axis, once * each)
-        prior, nonsmooth, likelihood = jnp.unstack(summed)
-        kinks, groups, moved = sharding.alike(axis, (kinks, groups, moved))
+        prior, nonsmooth, likelihood = jnp.unstack(sharding.total(axis, once * each))
+        agreed: Any = sharding.alike(axis, (kinks, groups, moved))
+        kinks, groups, moved = agreed
     whole = prior + likelihood
     return Split(jnp.where(inside, whole, -jnp.inf), -(whole + nonsmooth), kinks, groups, moved)
 
