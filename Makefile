@@ -35,7 +35,11 @@ bench: $(READY)
 	$(BIN)/python benchmarks/cold_start.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python -m benchmarks.slices
+	$(BIN)/python benchmarks/sgmcmc.py
 	$(BIN)/python benchmarks/bregman.py
+	$(BIN)/python -m benchmarks.distributed
+	$(BIN)/python benchmarks/diffusion.py
+	$(BIN)/python benchmarks/amortize.py
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

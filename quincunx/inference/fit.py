@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 import pandas as pd
@@ -30,12 +29,19 @@ from quincunx.inference.diagnostics.verdict import Verdict, judge
 from quincunx.inference.distributed.network import Networked
 from quincunx.inference.method import Discretised, Kind, Method, as_key
 from quincunx.inference.output import build_tree, dataset
+from quincunx.inference.predictive import (
+    check_latent_shapes,
+    draws_shape,
+    over_draws,
+    pointwise_one,
+    predict_one,
+    simulate_one,
+)
 from quincunx.inference.session import AGENT, Progress, Session
 from quincunx.inference.stopping import INTERRUPTED, interruptible
 from quincunx.inference.store import plain_strings
 from quincunx.inference.weighted import Draws, is_weighted, stored_draws, weighted_tree
 
-_BATCH = 256
 _MOMENTS, _BIAS = "posterior_moments", "bias"
 _LEAST = 4  # draws without which nothing can be said
 
@@ -348,7 +354,7 @@ class Fit:
                 warnings.warn(message, ModelWarning, stacklevel=2)
         if not density.program.role("observed"):
             raise ModelError("The model observes nothing, so there is no log likelihood.")
-        values = _map(_pointwise, density, (), self._latent_draws())
+        values = over_draws(pointwise_one, density, (), self._latent_draws())
         for name, terms in values.items():
             if np.isnan(terms).all(axis=(0, 1)).any():
                 message = f"Some entries of '{name}' were not observed; their log likelihood is "
@@ -384,12 +390,12 @@ class Fit:
             density, group = compile(model, {**arguments, **data}), "predictions"
             density.labels.adopt(density.program.sites, coords)
         draws = self._latent_draws()
-        _check_latent_shapes(density, draws)
+        check_latent_shapes(density, draws)
         keys = jax.random.split(as_key(key), draws_shape(draws))
         names = tuple(site.name for site in self._model("predict").program.role("observed"))
         if data is not None:
             names += tuple(site.name for site in density.program.role("deterministic"))
-        return self._add(group, density, _map(_predict, density, names, draws, keys))
+        return self._add(group, density, over_draws(predict_one, density, names, draws, keys))
 
     def prior_predictive(self, num_samples: int = 500, key: int | jax.Array = 2) -> xr.Dataset:
         """Draws of all sites from the prior, as groups `prior` and `prior_predictive`.
@@ -400,7 +406,7 @@ class Fit:
         """
         density = self._model("prior_predictive")
         keys = jax.random.split(as_key(key), (1, num_samples))
-        drawn = _map(_simulate, density, (), keys)
+        drawn = over_draws(simulate_one, density, (), keys)
         observed = {site.name for site in density.program.role("observed")}
         prior = {name: value for name, value in drawn.items() if name not in observed}
         self._add("prior", density, prior)
@@ -579,48 +585,5 @@ def _silent(progress: Progress) -> None:
     del progress
 
 
-def draws_shape(draws: Mapping[str, Any]) -> tuple[int, int]:
-    """Numbers of chains and draws."""
-    return next(iter(draws.values())).shape[:2]
-
-
 def _arrays(dataset: xr.Dataset) -> dict[str, np.ndarray]:
     return {str(name): np.asarray(array) for name, array in dataset.items()}
-
-
-def _check_latent_shapes(density: Density, draws: Mapping[str, np.ndarray]) -> None:
-    for site in density.program.latents:
-        if site.name in draws and draws[site.name].shape[2:] != site.shape:
-            message = f"{site} has shape {site.shape} under the new data, but "
-            message += f"{draws[site.name].shape[2:]} in the fit. Its units must be the same."
-            raise ModelError(message)
-
-
-def _predict(density: Density, names: tuple[str, ...], values: Any, key: Any) -> dict[str, Any]:
-    drawn = density.predict(values, key)
-    return {name: drawn[name] for name in names}
-
-
-def _simulate(density: Density, names: tuple[str, ...], key: Any) -> dict[str, Any]:
-    del names
-    return density.simulate(key)
-
-
-def _pointwise(density: Density, names: tuple[str, ...], values: Any) -> dict[str, Any]:
-    del names
-    return density.pointwise_at(values)
-
-
-@eqx.filter_jit
-def _run(fn: Any, density: Density, names: tuple[str, ...], arguments: tuple) -> Any:
-    return jax.lax.map(lambda entry: fn(density, names, *entry), arguments, batch_size=_BATCH)
-
-
-def _map(
-    fn: Any, density: Density, names: tuple[str, ...], *arguments: Any
-) -> dict[str, np.ndarray]:
-    """Apply `fn(density, names, *entry)` over the leading (chain, draw) axes of the arguments."""
-    shape = jax.tree.leaves(arguments)[0].shape[:2]
-    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), arguments)
-    values = jax.device_get(_run(fn, density, names, flat))
-    return {name: value.reshape(*shape, *value.shape[1:]) for name, value in values.items()}
