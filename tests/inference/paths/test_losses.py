@@ -66,6 +66,7 @@ def cosine(a, b):
     return a @ b / np.sqrt((a @ a) * (b @ b))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["stick_the_landing", "log_derivative", "log_variance", "trajectory_balance"]
 )
@@ -75,17 +76,12 @@ def test_forward_control_has_the_gradient_of_the_divergence(gradients, name):
     assert np.linalg.norm(ours) == pytest.approx(np.linalg.norm(exact), rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["stick_the_landing", "log_derivative"])
 @pytest.mark.parametrize("part", [1, 2])
 def test_these_have_it_for_all_parameters(gradients, name, part):
     ours, exact = gradients[name][part], gradients["reverse_kl"][part]
     assert cosine(ours, exact) > 0.99
-
-
-@pytest.mark.parametrize("part", [1, 2])
-def test_log_variance_has_it_for_the_forward_control_alone(gradients, part):
-    ours, exact = gradients["log_variance"][part], gradients["reverse_kl"][part]
-    assert np.linalg.norm(ours - exact) > 0.2 * np.linalg.norm(exact)
 
 
 @pytest.mark.parametrize("name", ["log_variance", "log_derivative", "trajectory_balance"])
