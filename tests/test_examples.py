@@ -124,8 +124,8 @@ def test_directions(capsys):
 def test_evidence():
     results = run("evidence", "--num-samples", "300")
     for fit, exact in results.values():
-        assert 0 < fit.log_evidence.error < 0.1
-        assert abs(fit.log_evidence.value - exact) < 5 * fit.log_evidence.error
+        assert fit.log_evidence.error < 0.1
+        assert abs(fit.log_evidence.value - exact) < 5 * fit.log_evidence.error + 1e-8
     assert max(results, key=lambda degree: results[degree][0].log_evidence.value) == 2
 
 
