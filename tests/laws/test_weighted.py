@@ -45,8 +45,8 @@ def test_every_registered_method_is_under_these_laws():
 
 def test_evidence_and_moments(fit):
     value, error = fit.log_evidence
-    assert 0 < error < 0.05
-    assert abs(value - evidence(Y)) < 5 * error
+    assert 0 <= error < 0.05  # none at all where the start is the posterior
+    assert abs(value - evidence(Y)) < 5 * error + 1e-8
     mean, sd = conjugate_posterior(Y)
     draws = fit.posterior["mu"].values
     tolerance = 5 * sd / min(fit.importance.ess, 400) ** 0.5
