@@ -56,6 +56,7 @@ def test_eight_schools():
     assert "posterior_predictive" in fit.tree.children
 
 
+@pytest.mark.slow
 def test_amortized():
     amortized, fits, scores = run("amortized", "--steps", "600")
     assert len(fits) == len(scores) == 40
@@ -107,6 +108,7 @@ def test_own_method():
     assert acceptance == pytest.approx(0.25, abs=0.1)
 
 
+@pytest.mark.slow
 def test_black_box():
     fit = run("black_box")
     assert fit.verdict.status != "failed"
@@ -121,6 +123,7 @@ def test_directions(capsys):
     np.testing.assert_allclose(mean(fit, "mean"), np.array(resultant, float), atol=0.05)
 
 
+@pytest.mark.slow
 def test_evidence():
     results = run("evidence", "--num-samples", "300")
     for fit, exact in results.values():
@@ -157,6 +160,7 @@ def test_hospitals(capsys):
     assert "bytes" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_side_by_side(tmp_path):
     compared = run("side_by_side", *SHORT, "--html", str(tmp_path / "page.html"))
     row = compared.table.loc["nuts from one mode"]
@@ -166,6 +170,7 @@ def test_side_by_side(tmp_path):
     assert (tmp_path / "page.html").stat().st_size > 100_000
 
 
+@pytest.mark.slow
 def test_flights():
     fit = run("flights", "--num-warmup", "100", "--num-samples", "400")
     X, y = (np.asarray(fit.density.data[name]) for name in ("X", "y"))

@@ -70,6 +70,7 @@ def test_a_step_size_ten_times_too_large_is_seen(default):
     assert "step_size" in " ".join(fit.verdict.advice)
 
 
+@pytest.mark.slow
 def test_one_uneven_row_at_a_time_without_control_variates_is_seen():
     rng = np.random.default_rng(1)
     x = rng.standard_t(3, size=400)

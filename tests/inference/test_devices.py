@@ -165,6 +165,7 @@ def in_four_devices(code):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_parallel_chains_are_the_vectorized_ones():
     in_four_devices(CODE)
 

@@ -28,7 +28,7 @@ def disk(tmp_path_factory, arrays):
     return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in arrays}
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["minibatch", pytest.param("tuned", marks=pytest.mark.slow)])
 def test_draws_are_those_of_rows_in_memory(arrays, disk, name):
     here, there = (qx.infer(logistic, data, METHODS[name], **RUN) for data in (arrays, disk))
     np.testing.assert_allclose(there.posterior["beta"], here.posterior["beta"], rtol=1e-6)

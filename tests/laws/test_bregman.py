@@ -123,6 +123,7 @@ SETTINGS = {"step_size": 0.1, "steps": STEPS}
 BROKEN = [NoVolume(**SETTINGS), TakenForNormal(**SETTINGS), NoiseAtEnd(step_size=0.25, steps=25)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda kernel: kernel.name)
 def test_the_law_changes_under_a_broken_kernel(broken, draws):
     assert smallest_p_value(broken, draws) < 1e-5

@@ -94,6 +94,7 @@ BROKEN = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda kernel: kernel.name)
 def test_the_joint_law_changes_under_a_broken_kernel(broken):
     assert smallest_p_value("poisson", broken) < 1e-5

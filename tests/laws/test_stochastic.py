@@ -188,7 +188,7 @@ def test_sghmc_on_a_correlated_gaussian(step):
     assert on_regression(method, expected) < 4
 
 
-@pytest.mark.parametrize("step", [0.2, 0.1])
+@pytest.mark.parametrize("step", [0.2, pytest.param(0.1, marks=pytest.mark.slow)])
 def test_control_variates(step):
     """z' - m = (I - step (I + N x x')) (z - m) + noise with a row x drawn at random."""
     rows = np.eye(2) + len(X) * X[:, :, None] * X[:, None, :]
@@ -369,7 +369,7 @@ def averaged(step, dropout, copies):
 
 
 @pytest.mark.parametrize(("dropout", "copies"), [(None, 1), (0.5, 1), (0.5, 2)])
-@pytest.mark.parametrize("step", [0.1, 0.03])
+@pytest.mark.parametrize("step", [0.1, pytest.param(0.03, marks=pytest.mark.slow)])
 def test_structured_sgld_has_its_own_law(step, dropout, copies):
     expected = averaged(step, dropout, copies)
     settings = PLAIN | {"steps": 5, "groups": "coordinate", "history": 300}

@@ -21,7 +21,7 @@ METHODS = {
     "trajectory_balance": qx.TrajectoryBalance(**SMALL),
     "ensemble": qx.EnsembleSampler(particles=128, moves=2, inner=16, steps=8),
 }
-QUICK = ("annealed_smc", "dds", "scld", "ensemble")
+QUICK = ("annealed_smc", "dds", "ensemble")
 Y = np.array([0.3, 1.9, -0.4, 2.2, 1.1])
 
 

@@ -173,7 +173,7 @@ def test_starts_are_about_the_mode_unless_they_are_given():
         pytest.param(qx.SGLD(schedule="cyclical"), marks=pytest.mark.slow),
         pytest.param(qx.SGLD(schedule="polynomial"), marks=pytest.mark.slow),
         pytest.param(qx.SGLD(control_variates="svrg"), marks=pytest.mark.slow),
-        qx.SGLD(control_variates="saga"),
+        pytest.param(qx.SGLD(control_variates="saga"), marks=pytest.mark.slow),
         pytest.param(qx.SGHMC(control_variates="mode"), marks=pytest.mark.slow),
         qx.SGNHT(),
     ],
