@@ -68,7 +68,7 @@ def samplers(graph, steps):
 def table():
     posterior = networks.posterior(AGENTS)
     print(f"posterior sd (root of the trace) {np.sqrt(np.trace(posterior[1])):.3f}")
-    print(f"{'W2 to the posterior':28}{'graph':10}{'mean':>16}{'agent 0':>16}{'cov ratio':>11}")
+    print(f"{'W2 to the posterior':28}{'graph':10}{'mean':>16}{'agent 0':>16}{'cov ratio':>16}")
     for graph in ("ring", "complete"):
         for label, method, size, law in samplers(graph, 20):
             draw, agents, _ = networks.simulate(method, size, chains=200, burn=15, draws=30)
@@ -81,9 +81,13 @@ def table():
                 figures.append(
                     f"{of_draws(found, posterior):.4f} ({wasserstein(*known, posterior):.4f})"
                 )
-            covariance = np.cov(np.asarray(draw).reshape(-1, 2).T)
-            ratio = np.trace(np.linalg.solve(posterior[1], covariance)) / 2
-            print(f"{label:28}{graph:10}{figures[0]:>16}{figures[1]:>16}{ratio:>11.3f}")
+            covariances = (
+                np.cov(np.asarray(draw).reshape(-1, 2).T),
+                networks.of_mean(exact, AGENTS)[1],
+            )
+            ratio, known = (np.trace(np.linalg.solve(posterior[1], c)) / 2 for c in covariances)
+            figures.append(f"{ratio:.3f} ({known:.3f})")
+            print(f"{label:28}{graph:10}" + "".join(f"{figure:>16}" for figure in figures))
     print("in brackets: of the stationary law, by linear algebra")
 
 
