@@ -79,18 +79,21 @@ def test_bare_density():
     assert mean(fit, "scale") == pytest.approx(101, abs=10)
 
 
+@pytest.mark.slow
 def test_numpyro_model():
     fit, theirs = run("numpyro_model")
     for name in ("mean", "spread", "slope", "noise"):
         assert abs(mean(fit, name) - theirs[name].mean()) < 0.2 * theirs[name].std()
 
 
+@pytest.mark.slow
 def test_hmm():
     fit = run("hmm")
     np.testing.assert_allclose(mean(fit, "level"), [-1, 2], atol=0.3)
     np.testing.assert_allclose(np.diag(mean(fit, "transition")), [0.9, 0.9], atol=0.08)
 
 
+@pytest.mark.slow
 def test_gaussian_process(capsys):
     fit = run("gaussian_process")
     assert mean(fit, "noise") == pytest.approx(0.2, abs=0.05)
@@ -142,6 +145,7 @@ def test_bayesian_lasso(capsys):
     assert "nonsmooth l1 term" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_deconvolution():
     ours, theirs = run("deconvolution")
     sd = theirs.posterior["source"].std(("chain", "draw")).values
@@ -150,6 +154,7 @@ def test_deconvolution():
     assert ours.verdict.status == "ok", ours.verdict
 
 
+@pytest.mark.slow
 def test_hospitals(capsys):
     fit = run("hospitals")
     assert fit.verdict.status != "failed", fit.verdict

@@ -89,15 +89,6 @@ for method in (qx.BregmanLangevin(steps=4), qx.ProximalMALA()):
     )
     np.testing.assert_allclose(alone, spread, rtol=1e-6)
 
-short |= dict(num_samples=30)
-whole = qx.SGLD(batch_size=399, steps=2)
-alone = qx.infer(logistic, data, whole, **short)
-spread = qx.infer(logistic, data, whole, mesh=qx.mesh(chains=2, data=2), **short)
-np.testing.assert_allclose(alone.posterior["beta"], spread.posterior["beta"], rtol=1e-6)
-np.testing.assert_allclose(alone.bias, spread.bias, atol=1e-6)
-for name, figure in alone.bias.attrs.items():
-    if name not in ("seconds", "noise_bias"):
-        np.testing.assert_allclose(figure, spread.bias.attrs[name], rtol=1e-6)
 with pytest.raises(qx.MethodError, match="takes 6 devices, and there are 4"):
     qx.mesh(chains=3, data=2)
 with pytest.raises(qx.MethodError, match="Unknown axis 'rows'"):
@@ -113,6 +104,15 @@ import quincunx as qx
 from tests.scenarios import logistic, logistic_data
 
 data = logistic_data(np.random.default_rng(3), 399)
+short = dict(num_warmup=6, num_samples=30, progress=False)
+whole = qx.SGLD(batch_size=399, steps=2)
+alone = qx.infer(logistic, data, whole, **short)
+spread = qx.infer(logistic, data, whole, mesh=qx.mesh(chains=2, data=2), **short)
+np.testing.assert_allclose(alone.posterior["beta"], spread.posterior["beta"], rtol=1e-6)
+np.testing.assert_allclose(alone.bias, spread.bias, atol=1e-6)
+for name, figure in alone.bias.attrs.items():
+    if name not in ("seconds", "noise_bias"):
+        np.testing.assert_allclose(figure, spread.bias.attrs[name], rtol=1e-6)
 method, mesh = qx.SGHMC(batch_size=80), qx.mesh(data=4)
 long = dict(num_warmup=50, num_samples=800, progress=False)
 alone, spread = (qx.infer(logistic, data, method, mesh=on, **long) for on in (None, mesh))

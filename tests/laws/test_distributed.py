@@ -190,6 +190,7 @@ def test_consensus_of_gaussians_is_exact():
     assert np.all(np.abs(wider) < 0.1)
 
 
+@pytest.mark.slow
 def test_consensus_without_weights_is_found_out():
     off, wider = consensus_of(Unweighed(agents=(5, 35, 100)))
     assert np.any(off > 6) or np.any(np.abs(wider) > 0.3)
