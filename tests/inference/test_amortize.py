@@ -210,6 +210,7 @@ def test_data_unlike_the_simulated_ones_go_to_chains(amortized):
     assert np.all(np.abs(table["mean"] - mean) < 5 * table["mcse_mean"])
 
 
+@pytest.mark.slow
 def test_middling_weights_make_more_draws_and_poor_ones_chains(amortized, monkeypatch):
     from quincunx.inference.amortized import sampler
 
@@ -289,6 +290,7 @@ def test_rows_of_an_example_are_drawn_anew_where_their_number_varies():
     np.testing.assert_array_equal(drawn.leaves[0], example["x"])
 
 
+@pytest.mark.slow
 def test_rows_with_parameters_of_their_own_are_read_in_their_order():
     source = source_of(eight_schools, SCHOOLS, None, jax.random.key(0), checked=False)
     assert source.layout == Layout((), (0, 1))
@@ -305,6 +307,7 @@ def direction(y):
     qx.sample("y", dist.Normal(u, 1.0).to_event(1), obs=y)
 
 
+@pytest.mark.slow
 def test_unit_vectors_have_the_lengths_that_their_density_has():
     source = source_of(direction, {"y": np.zeros(3)}, None, jax.random.key(0), checked=False)
     drawn = jax.jit(jax.vmap(source))(jax.random.split(jax.random.key(1), 2000))

@@ -58,6 +58,7 @@ def test_a_comparison_names_what_is_wrong(pages):
     assert text.count("differs") >= 1
 
 
+@pytest.mark.slow
 def test_the_command_line_makes_the_same_pages(pages, capsys):
     folder = pages[0]
     for name in ("fit", "compared"):

@@ -29,7 +29,13 @@ def standard_error(values):
     return values.std() / np.sqrt(convergence({"v": values}).ess_bulk[0])
 
 
-@pytest.mark.parametrize("name", SLICES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name == "polar_slice" else pytest.param(name, marks=pytest.mark.slow)
+        for name in SLICES
+    ],
+)
 def test_free_chains_make_the_draws_of_chains_in_lockstep(name):
     fits = [
         qx.infer(eight_schools, SCHOOLS, SLICES[name](execution=how), key=2, **RUN)

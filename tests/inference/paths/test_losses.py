@@ -84,7 +84,14 @@ def test_these_have_it_for_all_parameters(gradients, name, part):
     assert cosine(ours, exact) > 0.99
 
 
-@pytest.mark.parametrize("name", ["log_variance", "log_derivative", "trajectory_balance"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "log_variance",
+        pytest.param("log_derivative", marks=pytest.mark.slow),
+        pytest.param("trajectory_balance", marks=pytest.mark.slow),
+    ],
+)
 def test_paths_are_constants_for_these(name):
     """No derivative goes through the simulation, whatever it is asked for."""
     model, target = learned(), gaussian_target()
