@@ -160,17 +160,10 @@ def _split(
     substitution = program.substitution(x, rows)
     trace = tracing.at_point(program.model, program.signature.rebuild(leaves), substitution, rows)
     zero = jnp.zeros((), x.dtype)
-    prior = sum((jnp.sum(term) for term in substitution.log_jacobians), zero)
-    likelihood = zero
     plates, inside = {plate.name for plate in program.data_plates}, jnp.ones((), bool)
-    for message in trace.values():
-        if message["type"] != "sample":
-            continue
-        within = {frame.name for frame in message.get("cond_indep_stack", ())} & plates
-        if message["is_observed"] and (not tracing.is_factor(message) or bool(within)):
-            likelihood += jnp.sum(tracing.on_rows(message, rows))
-        else:
-            prior += tracing.scaled_sum(message)
+    own, observed = tracing.terms(trace, plates, rows)
+    prior = sum(map(jnp.sum, [*substitution.log_jacobians, *own]), zero)
+    likelihood = sum(map(jnp.sum, observed), zero)
     likelihood = likelihood if temperature is None else temperature * likelihood
     nonsmooth, groups, moved = zero, {}, {}
     locations, lefts, rights = [], [], []

@@ -38,18 +38,9 @@ def _elements(program: Program, leaves: list[Any], z: Any, rows: Mapping[str, An
         if site.is_native and site.region in ("half-line", "box"):
             inside = trace[site.name]["fn"].support(trace[site.name]["value"])
             prior.append(jnp.where(inside, jnp.zeros((), z.dtype), -jnp.inf))
-    likelihood = []
     data_plates = {plate.name for plate in program.data_plates}
-    for message in trace.values():
-        if message["type"] != "sample":
-            continue
-        inside = {frame.name for frame in message.get("cond_indep_stack", ())}
-        observed = message["is_observed"]
-        if observed and (not tracing.is_factor(message) or inside & data_plates):
-            likelihood.append(tracing.on_rows(message, rows))
-        else:
-            prior.append(tracing.scaled(message))
-    return prior, likelihood
+    own, likelihood = tracing.terms(trace, data_plates, rows)
+    return prior + own, likelihood
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)

@@ -135,16 +135,27 @@ def cut_evenly(rows: int, number: int, index: Any, ahead: Any = None) -> Block:
         index: which, traced.
         ahead: which will be asked for next.
     """
-    least, larger = divmod(rows, number)
-
-    def start(index: Any) -> Any:
-        return index * least + (jnp.maximum(index - (number - larger), 0) if larger else 0)
-
-    later = None if ahead is None else start(ahead)
+    later = None if ahead is None else even_block(rows, number, ahead)[0]
     kept = {"ahead": later, "index": index, "number": number}
-    if not larger:
-        return Block(start(index), least, **kept)
-    return Block(start(index), least + 1, least + (index >= number - larger), **kept)
+    start, count = even_block(rows, number, index)
+    if rows % number == 0:
+        return Block(start, rows // number, **kept)
+    return Block(start, rows // number + 1, count, **kept)
+
+
+def even_block(rows: Any, number: int, index: Any) -> tuple[Any, Any]:
+    """The first row, and how many there are, of one of `number` blocks; smaller ones come first.
+
+    Args:
+        rows: rows that are cut, possibly traced.
+        number: of blocks.
+        index: which, possibly traced.
+    """
+    least, larger = rows // number, rows % number
+    if isinstance(larger, int) and larger == 0:
+        return index * least, least
+    beyond = index - (number - larger)
+    return index * least + jnp.maximum(beyond, 0), least + (beyond >= 0)
 
 
 def take(arrays: Sequence[Any], rows: Any) -> list[Any]:

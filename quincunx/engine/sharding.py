@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from quincunx.engine.errors import ModelError
-from quincunx.engine.rows import Block, Part, Piece
+from quincunx.engine.rows import Block, Part, Piece, even_block
 
 if TYPE_CHECKING:
     from quincunx.engine.density import Density
@@ -77,9 +77,7 @@ class Shard(eqx.Module):
                 message = "Rows cannot be chosen where each device has a part of them: take blocks "
                 raise ModelError(message + "that they are cut into evenly.")
             own, number = found[name], block.number
-            least, larger = own.count // number, own.count % number
-            begin = block.index * least + jnp.maximum(block.index - (number - larger), 0)
-            count = least + (block.index >= number - larger)
+            begin, count = even_block(own.count, number, block.index)
             size = -(-own.size // number)
             factor = number * size / own.size  # a block counts own.size / size times as it is
             kept = {"parts": self.parts, "begin": begin, "factor": factor}

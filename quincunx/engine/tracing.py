@@ -314,6 +314,28 @@ def on_rows(site: Mapping[str, Any], rows: Mapping[str, Any]) -> Any:
     return terms / parts.pop() if parts else terms
 
 
+def terms(
+    trace: Trace, data_plates: set[str], rows: Mapping[str, Any]
+) -> tuple[list[Any], list[Any]]:
+    """Elements of the log prior, factors outside data plates included, and of the log likelihood.
+
+    Args:
+        trace: of the model at a point.
+        data_plates: their names.
+        rows: those in use, by plate.
+    """
+    prior, likelihood = [], []
+    for site in trace.values():
+        if site["type"] != "sample":
+            continue
+        inside = {frame.name for frame in site.get("cond_indep_stack", ())}
+        if site["is_observed"] and (not is_factor(site) or inside & data_plates):
+            likelihood.append(on_rows(site, rows))
+        else:
+            prior.append(scaled(site))
+    return prior, likelihood
+
+
 def scaled_sum(site: Mapping[str, Any]) -> Any:
     """A site's contribution to the log density."""
     return jnp.sum(scaled(site))

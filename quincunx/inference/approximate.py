@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,15 +9,13 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import numpy as np
 from jaxtyping import Array
 
 from quincunx.engine.density import Density, compile
 from quincunx.engine.errors import MethodError, ModelError, QuincunxError
-from quincunx.inference import registry
+from quincunx.inference import learned, registry
 from quincunx.inference.fit import Fit
 from quincunx.inference.method import Approximation, Sampler, Weighted, as_key
-from quincunx.inference.output import versions
 from quincunx.inference.progress import Report, reporting
 from quincunx.inference.stopping import Until, interruptible
 from quincunx.inference.training import Budget
@@ -164,18 +161,8 @@ class Trained:
 
         The density is not written: draws are weighed anew against the one it is loaded with.
         """
-        sites = {site.name: list(site.shape) for site in self.density.program.latents}
-        header = {
-            "format": _FORMAT,
-            "method": self.method.name,
-            "settings": self.method.settings(),
-            "sites": sites,
-            "precision": str(np.dtype(jax.dtypes.canonicalize_dtype(float))),
-            "versions": versions(),
-        }
-        with Path(path).open("wb") as file:
-            file.write((json.dumps(header) + "\n").encode())
-            eqx.tree_serialise_leaves(file, self.sampler)
+        told = {"method": self.method.name, "settings": self.method.settings()}
+        learned.write(path, _FORMAT, self.density.program, told, self.sampler)
 
     def __repr__(self) -> str:
         return f"<Sampler learned by {self.method.name} on {self.density.program.name}>"
@@ -238,33 +225,12 @@ def load_sampler(
         QuincunxError: no such file, or not a sampler of ours.
         ModelError: the model has other latent sites than the one it was learned on.
     """
-    path = Path(path)
-    if not path.exists():
-        raise QuincunxError(f"There is no '{path}'.")
-    density = compile(model, data, coords)
-    with path.open("rb") as file:
-        header = _header(file.readline(), path)
-        sites = {site.name: list(site.shape) for site in density.program.latents}
-        if sites != header["sites"]:
-            message = f"The sampler in '{path}' is of a model with latent sites {header['sites']}, "
-            raise ModelError(message + f"and `{density.program.name}` has {sites}.")
-        precision = str(np.dtype(jax.dtypes.canonicalize_dtype(float)))
-        if precision != header["precision"]:
-            message = f"The sampler in '{path}' was learned in {header['precision']}, and JAX runs "
-            raise QuincunxError(message + f"in {precision}: set `qx.configure(x64=...)` to match.")
+    with learned.opened(path, _FORMAT, "fit.sampler.save") as (file, header):
+        density = compile(model, data, coords)
+        learned.check_sites(header, density.program, path)
         method = type(registry.resolve(header["method"]))(**header["settings"])
         if not isinstance(method, Approximation):
             raise QuincunxError(f"'{path}' names '{header['method']}', which learns no sampler.")
         like = eqx.filter_eval_shape(method.skeleton, density)
         sampler = eqx.tree_deserialise_leaves(file, like)
     return Trained(method, sampler, density)
-
-
-def _header(line: bytes, path: Path) -> dict[str, Any]:
-    try:
-        header = json.loads(line)
-    except ValueError:
-        header = None
-    if not isinstance(header, dict) or header.get("format") != _FORMAT:
-        raise QuincunxError(f"'{path}' was not written by `fit.sampler.save`.")
-    return header

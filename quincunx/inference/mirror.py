@@ -35,13 +35,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from quincunx.engine.bregman.geometry import Geometry, build, plan, typical
 from quincunx.engine.density import Density
 from quincunx.engine.errors import MethodError
-from quincunx.inference.distributed.mesh import place
+from quincunx.inference.distributed.mesh import everywhere
 from quincunx.inference.method import (
     Discretised,
     Info,
@@ -205,10 +205,7 @@ class MirrorKernel(Discretised):
 
     def prepare(self, density: Density, key: Array, *, mesh: Mesh | None = None) -> Preparation:
         """A mode and the scales there."""
-        key = jax.random.fold_in(key, 1)
-        if mesh is not None:
-            key = place(key, PartitionSpec(), mesh)
-        found = find_mode(density, key, mesh)
+        found = find_mode(density, everywhere(jax.random.fold_in(key, 1), mesh), mesh)
         return Preparation(found.mode, found.gradients, found.gradients, found.gradients)
 
     def init(self, density: Density, position: Array, key: Array) -> State:

@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from quincunx.engine.density import Density
-from quincunx.inference.distributed.mesh import on_host, place
+from quincunx.inference.distributed.mesh import everywhere, on_host
 from quincunx.inference.distributed.processes import of_first
 from quincunx.inference.driver import TOTALS, Block, Carry, Limits, advance, buffer_length
 from quincunx.inference.method import Kernel, Machine, Preparation
@@ -200,7 +200,7 @@ class Session:
 
     @functools.cached_property
     def _run_key(self) -> Array:
-        return self.key if self.mesh is None else place(self.key, PartitionSpec(), self.mesh)
+        return everywhere(self.key, self.mesh)
 
     @property
     def _capacity(self) -> int:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from quincunx.engine.density import Density
 from quincunx.engine.errors import MethodError
 from quincunx.inference import minibatch
-from quincunx.inference.distributed.mesh import place as placed
+from quincunx.inference.distributed.mesh import everywhere
 from quincunx.inference.estimators import ESTIMATORS, Anchor, Estimate, Minibatch
 from quincunx.inference.method import (
     Discretised,
@@ -245,9 +245,7 @@ class StochasticKernel(Discretised):
         from quincunx.inference.pilot import pilot  # it uses what is defined here
 
         minibatch.check_size(density, self.batch_size, type(self).__name__)
-        key = jax.random.fold_in(key, 1)
-        if mesh is not None:
-            key = placed(key, PartitionSpec(), mesh)
+        key = everywhere(jax.random.fold_in(key, 1), mesh)
         minibatch.check_separable(density, key, mesh)
         return pilot(self, density, key, mesh)
 

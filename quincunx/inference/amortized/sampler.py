@@ -33,7 +33,8 @@ import numpy as np
 from jaxtyping import Array
 
 from quincunx.engine.density import Density, compile
-from quincunx.engine.errors import MethodError, ModelError, ModelWarning, QuincunxError
+from quincunx.engine.errors import MethodError, ModelError, ModelWarning
+from quincunx.inference import learned
 from quincunx.inference.amortized import novelty as novelties
 from quincunx.inference.amortized.inputs import inputs_of, padded, sizes_of, with_rows
 from quincunx.inference.amortized.network import Network, build, skeleton
@@ -52,7 +53,6 @@ from quincunx.inference.diagnostics.importance import pareto_smoothed
 from quincunx.inference.fit import Fit
 from quincunx.inference.method import Kind, Method, as_key, one_of
 from quincunx.inference.methods.nuts import NUTS
-from quincunx.inference.output import versions
 from quincunx.inference.progress import Report as Show
 from quincunx.inference.progress import reporting
 from quincunx.inference.run import infer
@@ -268,18 +268,10 @@ class Amortized:
         The model is not written: draws are weighed anew against the one it is loaded with.
         """
         program = self._source.density.program
-        header = {
-            "format": _FORMAT,
-            "settings": self._settings,
-            "sites": {site.name: list(site.shape) for site in program.latents},
-            "rows": {rows.plate: [rows.least, rows.most] for rows in self._source.layout.sets},
-            "losses": self.losses,
-            "precision": str(np.dtype(jax.dtypes.canonicalize_dtype(float))),
-            "versions": versions(),
-        }
-        with Path(path).open("wb") as file:
-            file.write((json.dumps(header) + "\n").encode())
-            eqx.tree_serialise_leaves(file, (self.network, self._novelty, self._learner))
+        rows = {rows.plate: [rows.least, rows.most] for rows in self._source.layout.sets}
+        told = {"settings": self._settings, "rows": rows, "losses": self.losses}
+        arrays = (self.network, self._novelty, self._learner)
+        learned.write(path, _FORMAT, program, told, arrays)
 
     def __repr__(self) -> str:
         sets = ", ".join(
@@ -491,22 +483,10 @@ def load_amortized(
         QuincunxError: no such file, or not a sampler of ours.
         ModelError: the model has other latent sites, or the data another form.
     """
-    path = Path(path)
-    if not path.exists():
-        raise QuincunxError(f"There is no '{path}'.")
-    with path.open("rb") as file:
-        header = _header(file.readline(), path)
-        precision = str(np.dtype(jax.dtypes.canonicalize_dtype(float)))
-        if precision != header["precision"]:
-            message = f"The sampler in '{path}' was trained in {header['precision']}, and JAX runs "
-            raise QuincunxError(message + f"in {precision}: set `qx.configure(x64=...)` to match.")
+    with learned.opened(path, _FORMAT, "Amortized.save") as (file, header):
         rows = header["rows"] or None
         source = source_of(model, simulate, rows, jax.random.key(0), checked=False)
-        program = source.density.program
-        sites = {site.name: list(site.shape) for site in program.latents}
-        if sites != header["sites"]:
-            message = f"The sampler in '{path}' is of a model with latent sites {header['sites']}, "
-            raise ModelError(message + f"and `{program.name}` has {sites}.")
+        learned.check_sites(header, source.density.program, path)
         settings = header["settings"]
         network = skeleton(source, settings["head"], settings["width"])
         like = (network, novelties.blank(settings["width"]), eqx.filter_eval_shape(begin, network))
@@ -519,13 +499,3 @@ def load_amortized(
             ) from error
     losses = tuple((int(steps), float(loss)) for steps, loss in header["losses"])
     return Amortized(model, source, network, novelty, learner, settings, None, losses)
-
-
-def _header(line: bytes, path: Path) -> dict[str, Any]:
-    try:
-        header = json.loads(line)
-    except ValueError:
-        header = None
-    if not isinstance(header, dict) or header.get("format") != _FORMAT:
-        raise QuincunxError(f"'{path}' was not written by `Amortized.save`.")
-    return header

@@ -38,7 +38,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array
 from scipy import stats
 
@@ -47,7 +47,7 @@ from quincunx.inference.diagnostics.convergence import flatten
 from quincunx.inference.diagnostics.discrepancy import kernel_stein_discrepancy
 from quincunx.inference.diagnostics.scores import log_density_and_scores, some_positions
 from quincunx.inference.diagnostics.verdict import Finding, Status, worst
-from quincunx.inference.distributed.mesh import on_host, place
+from quincunx.inference.distributed.mesh import everywhere, on_host
 from quincunx.inference.driver import on_devices
 from quincunx.inference.method import Discretised, Info
 from quincunx.inference.mirror import MirrorKernel
@@ -156,10 +156,8 @@ def _on_all_rows(
     z = some_positions(density, draws, _DRAWS)
     with np.errstate(all="ignore"):
         some = z[:: max(len(z) // (2 * _NOISY), 1)][: 2 * _NOISY]
-        on, rest = (method, session.mesh, session.target), (state.tuning, some, z, key)
-        if session.mesh is not None:
-            rest = place(rest, PartitionSpec(), session.mesh)
-        tuning, some, z, key = rest
+        on = (method, session.mesh, session.target)
+        tuning, some, z, key = everywhere((state.tuning, some, z, key), session.mesh)
         noise = typical_noise(*on, tuning, some[: len(some) // 2 * 2], key)
         found = (method.noise_bias(tuning, noise), *_full(*on, tuning, z, key))
         noise_bias, acceptance, scores = on_host(found)

@@ -89,6 +89,11 @@ def place(tree: PyTree, specs: PyTree, on: Mesh) -> PyTree:
     return jax.tree.map(each, specs, tree, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
 
 
+def everywhere(tree: PyTree, on: Mesh | None) -> PyTree:
+    """Arrays that every process has, on all devices of a mesh alike; as they are without one."""
+    return tree if on is None else place(tree, PartitionSpec(), on)
+
+
 def on_host(tree: PyTree) -> PyTree:
     """Arrays as the host has them, whichever devices of whichever process they lie on."""
     if jax.process_count() == 1:

@@ -22,7 +22,7 @@ from jaxtyping import Array, PyTree
 from quincunx.engine.density import Density
 from quincunx.engine.errors import MethodError
 from quincunx.inference.distributed.collectives import AXIS, largest, locally, total
-from quincunx.inference.distributed.mesh import on_host, place
+from quincunx.inference.distributed.mesh import everywhere, on_host
 from quincunx.inference.driver import density_specs
 
 if TYPE_CHECKING:
@@ -71,9 +71,7 @@ def survey(
     Raises:
         MethodError: none with a positive definite Hessian was found.
     """
-    if mesh is not None:
-        key = place(key, PartitionSpec(), mesh)
-    found, each = _survey(method, density, key, mesh)
+    found, each = _survey(method, density, everywhere(key, mesh), mesh)
     found = on_host(found)
     if not found.least > 0:
         message = (

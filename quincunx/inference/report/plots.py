@@ -73,11 +73,9 @@ def forest(fits: Mapping[str, Fit], names: Sequence[str]) -> Drawing:
 
 def ranks(fit: Fit, names: Sequence[str]) -> Drawing:
     """Ranks by chain; their band is simulated, which takes long for many draws."""
-    from arviz_plots import plot_rank
-
-    tree = some(fit, names, _TRACED)
-    return _drawn(
-        lambda: plot_rank(tree, backend="matplotlib"),
+    return _of_draws(
+        "plot_rank",
+        some(fit, names, _TRACED),
         "Ranks of each chain's draws among all",
         "Differences between the distribution of ranks and a uniform one; lines within the band "
         "mean that chains agree.",
@@ -86,11 +84,9 @@ def ranks(fit: Fit, names: Sequence[str]) -> Drawing:
 
 def traces(fit: Fit, names: Sequence[str]) -> Drawing:
     """Draws in their order."""
-    from arviz_plots import plot_trace
-
-    tree = some(fit, names, _TRACED)
-    return _drawn(
-        lambda: plot_trace(tree, backend="matplotlib"),
+    return _of_draws(
+        "plot_trace",
+        some(fit, names, _TRACED),
         "Traces",
         "Draws in their order, one colour for each chain; long chains are thinned.",
     )
@@ -98,11 +94,9 @@ def traces(fit: Fit, names: Sequence[str]) -> Drawing:
 
 def evolution(fit: Fit, names: Sequence[str]) -> Drawing:
     """Effective sample size as draws accumulate."""
-    from arviz_plots import plot_ess_evolution
-
-    tree = some(fit, names)
-    return _drawn(
-        lambda: plot_ess_evolution(tree, backend="matplotlib"),
+    return _of_draws(
+        "plot_ess_evolution",
+        some(fit, names),
         "Effective sample size as draws accumulate",
         "It should grow in proportion to the number of draws.",
     )
@@ -110,11 +104,9 @@ def evolution(fit: Fit, names: Sequence[str]) -> Drawing:
 
 def pairs(fit: Fit, names: Sequence[str]) -> Drawing:
     """Joint draws of the worst parameters."""
-    from arviz_plots import plot_pair
-
-    tree = some(fit, names, _PAIRED)
-    return _drawn(
-        lambda: plot_pair(tree, backend="matplotlib"),
+    return _of_draws(
+        "plot_pair",
+        some(fit, names, _PAIRED),
         "Pairs of the parameters that mix worst",
         "Curved or funnel-shaped clouds are hard to sample; divergences, if any, are marked.",
     )
@@ -178,6 +170,13 @@ def _style() -> Iterator[None]:
     with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # layouts, too many panels
         yield
+
+
+def _of_draws(plot: str, tree: xr.DataTree, title: str, caption: str) -> Drawing:
+    """A plot of `arviz_plots`, by its name, of one tree."""
+    import arviz_plots  # slow to import
+
+    return _drawn(lambda: getattr(arviz_plots, plot)(tree, backend="matplotlib"), title, caption)
 
 
 def _drawn(draw: Callable[[], Any], title: str, caption: str) -> Drawing:
