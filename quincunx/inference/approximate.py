@@ -1,4 +1,4 @@
-"""From an approximation to a fit: learn, draw, weigh; and samplers that outlive their run."""
+"""Samplers that outlive the run that learned them: more draws, other data, another day."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from quincunx.inference import learned, registry
 from quincunx.inference.fit import Fit
 from quincunx.inference.method import Approximation, Sampler, Weighted, as_key
 from quincunx.inference.progress import Report, reporting
-from quincunx.inference.stopping import Until, interruptible
+from quincunx.inference.stopping import INTERRUPTED, Until, interruptible
 from quincunx.inference.training import Budget
 
 _FORMAT = "quincunx sampler 1"
@@ -40,53 +40,16 @@ def check_settings(
         if value is not default and value != default:
             message = f"`{type(method).__name__}` learns a sampler and runs no chains, so `{name}` "
             message += "means nothing to it. Leave it out; `num_chains` batches of `num_samples` "
-            raise MethodError(message + "draws are made, and the method has a `budget` of its own.")
+            raise MethodError(message + "draws are made.")
     if until is not None and (until.ess is not None or until.r_hat is not None):
         message = f"`{type(method).__name__}` has no chains whose R-hat or ESS could grow: give "
-        raise MethodError(message + "`until=Until(seconds=...)`, or the method's own `budget`.")
+        raise MethodError(message + "`until=Until(seconds=...)`.")
 
 
 @eqx.filter_jit
 def draw(sampler: Sampler, density: Density, keys: Array, n: int) -> Weighted:
     """`n` weighted draws for each key."""
     return jax.lax.map(lambda key: sampler.draw(density, key, n), keys)
-
-
-def approximate(
-    method: Approximation,
-    density: Density,
-    key: Array,
-    shape: tuple[int, int],
-    *,
-    until: Until | None = None,
-    progress: bool | Report = False,
-) -> Fit:
-    """Learn a sampler and draw from it.
-
-    Args:
-        method: what learns.
-        density: the target.
-        key: the run's.
-        shape: numbers of independent batches and of draws in each.
-        until: a budget of seconds for the training.
-        progress: as in `infer`.
-    """
-    learning, drawing = jax.random.split(key)
-    title = f"{method.name} on {density.program.name}"
-    shown = progress if callable(progress) else bool(progress)
-    with reporting(title, progress=shown) as report, interruptible() as interrupted:
-        seconds = None if until is None else float(until.seconds or 0)
-        budget = Budget(seconds=seconds, report=report, interrupted=interrupted)
-        sampler = method.fit(density, learning, budget)
-        trained = Trained(method, sampler, density)
-        learned = budget.elapsed
-        costs = {
-            "gradients": budget.gradients,
-            "evaluations": budget.spent,
-            "warmup_gradients": budget.gradients,
-            "warmup_evaluations": budget.spent,
-        }
-        return trained._fit(drawing, shape, costs, budget, learned)
 
 
 class Trained:
@@ -114,7 +77,11 @@ class Trained:
             batches: independent batches; methods that resample need several for the error of the
                 evidence.
         """
-        return self._fit(as_key(key), (batches, n), {}, None, 0.0)
+        return self._fit(as_key(key), (batches, n), None)
+
+    def first(self, key: Array, shape: tuple[int, int], budget: Budget) -> Fit:
+        """The draws of the run that learned the sampler, whose costs count with theirs."""
+        return self._fit(key, shape, budget)
 
     def tempered(self, power: float) -> Trained:
         """The same sampler for the likelihood raised to a power: its draws are weighed anew.
@@ -152,7 +119,7 @@ class Trained:
         shown = progress if callable(progress) else bool(progress)
         title = f"{self.method.name} on {density.program.name}"
         with reporting(title, progress=shown) as report, interruptible() as interrupted:
-            budget = Budget(report=report, interrupted=interrupted)
+            budget = Budget(report=report, stop=lambda: INTERRUPTED if interrupted() else None)
             sampler = self.method.resume(self.sampler, density, as_key(key), budget)
         return Trained(self.method, sampler, density)
 
@@ -167,26 +134,20 @@ class Trained:
     def __repr__(self) -> str:
         return f"<Sampler learned by {self.method.name} on {self.density.program.name}>"
 
-    def _fit(
-        self,
-        key: Array,
-        shape: tuple[int, int],
-        costs: Mapping[str, int | float],
-        budget: Budget | None,
-        learned: float,
-    ) -> Fit:
-        began = time.perf_counter()
+    def _fit(self, key: Array, shape: tuple[int, int], budget: Budget | None) -> Fit:
+        budget = budget or Budget()
+        learned, began = budget.elapsed, time.perf_counter()
         batches, n = shape
         keys = jax.random.split(key, batches)
         found = jax.device_get(draw(self.sampler, self.density, keys, n))
         gradients, evaluations = (batches * count for count in self.sampler.cost(n))
         costs = {
-            "gradients": costs.get("gradients", 0) + gradients,
-            "evaluations": costs.get("evaluations", 0) + evaluations,
-            "warmup_gradients": costs.get("warmup_gradients", 0),
-            "warmup_evaluations": costs.get("warmup_evaluations", 0),
-            "data_passes": float(costs.get("evaluations", 0) + evaluations),
-            "compile_seconds": 0.0 if budget is None else budget.compile_seconds,
+            "gradients": budget.gradients + gradients,
+            "evaluations": budget.spent + evaluations,
+            "warmup_gradients": budget.gradients,
+            "warmup_evaluations": budget.spent,
+            "data_passes": float(budget.spent + evaluations),
+            "compile_seconds": budget.compile_seconds,
             "sample_seconds": learned + time.perf_counter() - began,
         }
         return Fit.weighted(
@@ -199,8 +160,8 @@ class Trained:
             tempered=found.tempered,
             independent=self.sampler.independent,
             sampler=self,
-            outcome="" if budget is None else budget.outcome or "",
-            skipped=0 if budget is None else budget.skipped,
+            outcome=budget.outcome or "",
+            skipped=budget.skipped,
         )
 
 
