@@ -13,6 +13,8 @@ from quincunx.inference.choose import Choice as Choice
 from quincunx.inference.choose import choose as choose
 from quincunx.inference.comparison.compare import compare as compare
 from quincunx.inference.comparison.result import Comparison as Comparison
+from quincunx.inference.composition import compose as compose
+from quincunx.inference.diagnostics.importance import Bounds as Bounds
 from quincunx.inference.diagnostics.importance import Evidence as Evidence
 from quincunx.inference.diagnostics.importance import Importance as Importance
 from quincunx.inference.distributed.mesh import mesh as mesh

@@ -9,11 +9,13 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import numpy as np
 from jaxtyping import Array
 
 from quincunx.engine.density import Density, compile
-from quincunx.engine.errors import MethodError, ModelError, QuincunxError
+from quincunx.engine.errors import MethodError, ModelError, QuincunxError, listing
 from quincunx.inference import learned, registry
+from quincunx.inference.diagnostics.importance import Bounds, bounds
 from quincunx.inference.fit import Fit
 from quincunx.inference.method import Approximation, Sampler, Weighted, as_key
 from quincunx.inference.progress import Report, reporting
@@ -50,6 +52,16 @@ def check_settings(
 def draw(sampler: Sampler, density: Density, keys: Array, n: int) -> Weighted:
     """`n` weighted draws for each key."""
     return jax.lax.map(lambda key: sampler.draw(density, key, n), keys)
+
+
+@eqx.filter_jit
+def _both_ways(
+    sampler: Any, density: Density, values: Mapping[str, Any], key: Array, n: int
+) -> tuple[Array, Array]:
+    """Log weights of the sampler's paths, and of paths back from given values."""
+    there, back = jax.random.split(key)
+    z = jax.vmap(density.unconstrain)(values)
+    return sampler.forwards(density, there, n), sampler.backwards(density, back, z)
 
 
 class Trained:
@@ -92,6 +104,42 @@ class Trained:
         if not power >= 0:
             raise MethodError(f"`tempered({power!r})` needs a power of at least 0.")
         return Trained(self.method, self.sampler, self.density.tempered(float(power)))
+
+    def bounds(self, reference: Fit, n: int = 1000, key: int | Array = 1) -> Bounds:
+        r"""Both bounds of the log evidence, from draws that another method made.
+
+        With w the weight of a path, whatever is resampled in `draw` left out,
+
+            ELBO = E_F[log w] <= log Z <= EUBO = E_B[log w],    1 / (E_B[w] E_B[1/w]),
+
+        F the law of the sampler's own paths and B that of paths back from the posterior. The upper
+        bound and the share see parts of the posterior that the sampler misses, as far as the
+        reference has them; the sampler's own weights cannot.
+
+        Args:
+            reference: a fit of the same model, such as by NUTS; `n` of its draws are used, or all.
+            n: paths each way.
+            key: an integer seed or a JAX key.
+
+        Raises:
+            MethodError: the sampler has no paths that could be run backwards.
+        """
+        if not hasattr(self.sampler, "backwards"):
+            message = f"`{type(self.method).__name__}` has no paths that go backwards from given "
+            raise MethodError(message + "draws: compare its evidence with that of another method.")
+        posterior = reference.posterior
+        names = [site.name for site in self.density.program.latents]
+        missing = [name for name in names if name not in posterior]
+        if missing:
+            message = f"The reference has no {listing(missing)}: give a fit of the same model."
+            raise ModelError(message)
+        values = {name: np.asarray(posterior[name]) for name in names}
+        flat = {name: array.reshape(-1, *array.shape[2:]) for name, array in values.items()}
+        size = len(flat[names[0]])
+        rows = np.linspace(0, size - 1, min(n, size)).astype(int)
+        chosen = {name: array[rows] for name, array in flat.items()}
+        found = jax.device_get(_both_ways(self.sampler, self.density, chosen, as_key(key), n))
+        return bounds(*found)
 
     def adapted(
         self,

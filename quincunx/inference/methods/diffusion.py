@@ -177,15 +177,16 @@ class DiffusionSampler(Approximation):
         """Train further what was learned on another density."""
         if not self.iterations:
             return sampler
-        target = Target(density, sampler.whitening)
+        target, process = Target(density, sampler.whitening), sampler.process
+        assert isinstance(process, Process)
         path_key, train_key = jax.random.split(key)
-        x, log_gamma, log_weight = _ends(sampler.process, target, path_key)
+        x, log_gamma, log_weight = _ends(process, target, path_key)
         budget.count(gradients=_ENDS * self.steps, evaluations=_ENDS * self.steps)
         finite = log_weight[np.isfinite(log_weight)]
         log_z = float(np.median(finite)) if finite.size else 0.0
         settings = (log_z, x, log_gamma, float(sampler.sizes[-1]))
         renewed = functools.partial(self._sampler, whitening=sampler.whitening, sizes=sampler.sizes)
-        process = self._train(target, sampler.process, train_key, budget, *settings, renewed)
+        process = self._train(target, process, train_key, budget, *settings, renewed)
         return renewed(process)
 
     def skeleton(self, density: Density) -> PathSampler:
