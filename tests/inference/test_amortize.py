@@ -1,18 +1,25 @@
 """Amortised samplers: exact evidence, invariances, the repair ladder, saving, and refusals."""
 
+import json
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import gammaln
-from scipy.stats import kstest
+from scipy.stats import kstest, multivariate_normal
 
 import quincunx as qx
 import quincunx.distributions as dist
+from quincunx.inference.amortized import novelty as novelties
+from quincunx.inference.amortized.answers import Draws, draw
 from quincunx.inference.amortized.encoder import Encoder, Scale
-from quincunx.inference.amortized.heads import Flow, Mixture
+from quincunx.inference.amortized.given import given
+from quincunx.inference.amortized.heads import Flow, Mixture, Paths
 from quincunx.inference.amortized.inputs import Inputs, Layout, Rows
+from quincunx.inference.amortized.network import build, skeleton
+from quincunx.inference.amortized.repair import by_chains
 from quincunx.inference.amortized.report import uniformity, weighted_ranks
 from quincunx.inference.amortized.sources import source_of
 from quincunx.inference.amortized.training import as_training, loss_of
@@ -70,6 +77,13 @@ def amortized(told):
 
 
 @pytest.fixture(scope="module")
+def pathwise():
+    training = qx.Training(steps=700, batch_size=64)
+    options = {"rows": (LEAST, MOST), "width": 32, "head": "paths", "progress": False}
+    return qx.amortize(regression, designs, budget=training, **options)
+
+
+@pytest.fixture(scope="module")
 def fits(amortized):
     return [amortized(data, num_samples=4000, repair="weights") for data in DATA]
 
@@ -88,6 +102,31 @@ def test_weighted_draws_have_the_exact_posterior_mean(fits):
     draws = fits[4].posterior["w"]
     error = draws.std(("chain", "draw")) / fits[4].importance.ess ** 0.5
     assert np.all(np.abs(draws.mean(("chain", "draw")) - mean) < 5 * error)
+
+
+def moments(x, y):
+    """Exact posterior means and standard deviations of `regression`'s weights."""
+    X = np.column_stack([np.ones_like(x), x])
+    precision = np.eye(2) / SPREAD + X.T @ X
+    mean = np.linalg.solve(precision, X.T @ y)
+    shape, rate = SHAPE + len(y) / 2, RATE + 0.5 * (y @ y - mean @ precision @ mean)
+    return mean, np.sqrt(rate / (shape - 1) * np.diag(np.linalg.inv(precision)))
+
+
+def test_fifty_posteriors_have_the_exact_means_and_standard_deviations(amortized):
+    errors, shares = [], []
+    for seed in range(100, 150):
+        data = simulated(seed, LEAST + seed % (MOST - LEAST + 1))
+        fit = amortized(data, num_samples=4000, repair="weights", key=seed)
+        weight = np.exp(fit._draws.log_weight[0] - fit._draws.log_weight.max())
+        w, weight = fit.tree["weighted_posterior"]["w"].values[0], weight / weight.sum()
+        mean, sd = moments(**data)
+        found = weight @ w
+        spread = np.sqrt(weight @ (w - found) ** 2)
+        errors.append(np.concatenate([(found - mean) / sd, spread / sd - 1]))
+        shares.append(fit.importance.share)
+    assert np.sqrt(np.mean(np.square(errors), axis=0)).max() < 0.05
+    assert np.mean(shares) > 0.5
 
 
 def test_the_fit_is_of_the_data_as_given(fits):
@@ -143,7 +182,7 @@ def test_heads_draw_from_their_density(head, dim):
         z, log_q = density.draw(key, context, 4000)
         wide = 2.0 * jax.random.normal(jax.random.key(6), (20000, dim), jnp.float32)
         log_wide = jnp.sum(-0.5 * (wide / 2) ** 2 - jnp.log(2 * jnp.sqrt(2 * jnp.pi)), axis=1)
-        at = jax.vmap(lambda z: density.log_prob(z, context))
+        at = jax.vmap(lambda z: density.log_prob(z, context, key))
         return z, log_q, at(z), jnp.exp(at(wide) - log_wide), wide
 
     z, log_q, again, weights, wide = map(np.asarray, run(density, jax.random.key(5)))
@@ -155,6 +194,133 @@ def test_heads_draw_from_their_density(head, dim):
         moment = weights * column
         error = np.hypot(moment.std() / len(moment) ** 0.5, drawn.std() / len(drawn) ** 0.5)
         assert abs(moment.mean() - drawn.mean()) < 5 * error
+
+
+def random_weights(tree, spread, seed):
+    """The same tree with noise on all of its numbers, so that nothing in it is zero."""
+    leaves, form = jax.tree.flatten(eqx.filter(tree, eqx.is_inexact_array))
+    rng = np.random.default_rng(seed)
+    noise = [jnp.asarray(spread * rng.normal(size=leaf.shape), leaf.dtype) for leaf in leaves]
+    return eqx.apply_updates(tree, jax.tree.unflatten(form, noise))
+
+
+@eqx.filter_jit
+def look_at_paths(head, context, key):
+    """Ends of paths with log r, and points of a wide law with log r of paths back from them."""
+    forwards, points, backwards = jax.random.split(key, 3)
+    z, log_r = head.draw(forwards, context, 40000)
+    wide = 3.0 * jax.random.normal(points, z.shape, z.dtype)
+    log_wide = jnp.sum(-0.5 * (wide / 3) ** 2 - jnp.log(3 * jnp.sqrt(2 * jnp.pi)), axis=1)
+    keys = jax.random.split(backwards, len(wide))
+    back = jax.vmap(lambda z, key: head.log_prob(z, context, key))(wide, keys)
+    return (
+        z,
+        log_r,
+        wide,
+        back - log_wide,
+        jax.vmap(lambda z: head.base.log_prob(z, context, key))(z),
+    )
+
+
+@pytest.fixture(scope="module")
+def path_heads():
+    """Of two dimensions: as it starts, and with random networks."""
+    head = Paths(2, 6, jax.random.key(3), steps=4)
+    return head, random_weights(head, 0.15, 0)
+
+
+CONTEXT = jnp.asarray([0.4, -0.9, 0.2, 0.6, -0.3, 0.1], jnp.float32)
+
+
+def test_paths_without_control_have_the_density_of_their_base(path_heads):
+    _, log_r, _, _, log_base = look_at_paths(path_heads[0], CONTEXT, jax.random.key(5))
+    np.testing.assert_allclose(log_r, log_base, atol=1e-3)
+
+
+def test_paths_of_random_networks_weigh_exactly_forwards_and_backwards(path_heads):
+    """For paths drawn forwards, p / r has the mean one; drawn backwards, r integrates to one."""
+    found = look_at_paths(path_heads[1], CONTEXT, jax.random.key(5))
+    z, log_r, wide, log_ratio, log_base = (np.asarray(part, float) for part in found)
+    assert np.std(log_r - log_base) > 0.3
+    centre, scale = z.mean(0), 0.7 * z.std(0)
+    log_p = np.sum(-0.5 * ((z - centre) / scale) ** 2 - np.log(scale * np.sqrt(2 * np.pi)), axis=1)
+    for weight in (np.exp(log_p - log_r), np.exp(log_ratio)):
+        error = weight.std() / len(weight) ** 0.5
+        assert abs(weight.mean() - 1) < 4 * error < 0.1
+    for power in (1, 2):
+        moment = np.exp(log_ratio)[:, None] * wide**power
+        spread = np.hypot(moment.std(0), (z**power).std(0)) / len(z) ** 0.5
+        assert np.all(np.abs(moment.mean(0) - (z**power).mean(0)) < 5 * spread)
+
+
+@qx.model
+def common_mean(y):
+    mu = qx.sample("mu", dist.Normal(0, 1).expand([2]).to_event(1))
+    with qx.plate("row", y) as y:
+        qx.sample("y", dist.Normal(mu, 1.0).to_event(1), obs=y)
+
+
+def test_the_mean_weight_of_an_untrained_path_sampler_is_the_evidence():
+    example = {"y": np.zeros((3, 2))}
+    source = source_of(common_mean, example, (1, 3), jax.random.key(0), checked=False)
+    network = build(source, "paths", 8, jax.random.key(1))
+    form = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), eqx.filter(network, eqx.is_array))
+    loaded = eqx.filter(skeleton(source, "paths", 8), lambda leaf: hasattr(leaf, "shape"))
+    assert form == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), loaded)
+    network = random_weights(network, 0.1, 0)
+    rng = np.random.default_rng(3)
+    for rows in (1, 3):
+        y = rng.normal(size=(rows, 2))
+        data = given(common_mean, source, {"y": y}, None)
+        blank, key = novelties.blank(8), jax.random.key(rows)
+        found = jax.device_get(draw(network, blank, data.held, data.counts, key, 40000))
+        covariance = np.eye(rows) + 1
+        log_z = sum(multivariate_normal(cov=covariance).logpdf(column) for column in y.T)
+        weight = np.exp(found.log_weight - log_z)
+        error = weight.std() / len(weight) ** 0.5
+        assert abs(weight.mean() - 1) < 4 * error < 0.1
+        mean = y.sum(0) / (rows + 1)
+        off = weight[:, None] * (found.values["mu"] - mean)
+        assert np.all(np.abs(off.mean(0)) < 4 * off.std(0) / len(off) ** 0.5)
+
+
+@pytest.mark.slow
+def test_trained_paths_answer_exactly_and_better_than_a_gaussian(pathwise):
+    errors, shares, plain = [], [], []
+    base = eqx.tree_at(lambda network: network.head, pathwise.network, pathwise.network.head.base)
+    for seed in range(100, 120):
+        data = simulated(seed, LEAST + seed % (MOST - LEAST + 1))
+        fit = pathwise(data, num_samples=4000, repair="weights", key=seed)
+        mean, sd = moments(**data)
+        draws = fit.posterior["w"]
+        error = draws.std(("chain", "draw")).values / fit.importance.ess**0.5
+        assert np.all(np.abs(draws.mean(("chain", "draw")) - mean) < 5 * error)
+        found = fit.log_evidence
+        assert abs(found.value - evidence(**data)) < 5 * found.error < 0.5
+        errors.append(draws.std(("chain", "draw")).values / sd - 1)
+        shares.append(fit.importance.share)
+        held = given(regression, pathwise._source, data, None)
+        settings = (pathwise._novelty, held.held, held.counts, jax.random.key(seed), 4000)
+        log_weight = jax.device_get(draw(base, *settings)).log_weight
+        weight = np.exp(log_weight - log_weight.max())
+        plain.append(weight.sum() ** 2 / np.sum(weight**2) / len(weight))
+    assert np.sqrt(np.mean(np.square(errors))) < 0.05
+    assert np.mean(shares) > 0.5
+    assert np.mean(shares) > np.mean(plain)
+
+
+@pytest.mark.slow
+def test_trained_paths_are_saved_and_trained_further(pathwise, tmp_path):
+    path = tmp_path / "paths.qx"
+    pathwise.save(path)
+    again = qx.load_amortized(path, regression, designs)
+    one, two = (each(DATA[1], key=3, repair="weights")._draws for each in (pathwise, again))
+    np.testing.assert_array_equal(one.z, two.z)
+    np.testing.assert_array_equal(one.log_weight, two.log_weight)
+    assert again._settings["head"] == "paths"
+    further = again.train(qx.Training(steps=10, batch_size=64), progress=False)
+    assert further.report.steps == 710
+    assert further.report.rank_p > 1e-3
 
 
 def test_training_lowers_the_held_out_loss_and_reports(amortized, told):
@@ -210,9 +376,43 @@ def test_data_unlike_the_simulated_ones_go_to_chains(amortized):
     assert np.all(np.abs(table["mean"] - mean) < 5 * table["mcse_mean"])
 
 
+LONG, NARROW = 30.0, 0.03
+ROTATION = np.array([[0.8, -0.6], [0.6, 0.8]])
+
+
+@qx.model
+def valley(y):
+    """A Gaussian whose principal axes are a thousand to one."""
+    u = qx.sample("u", dist.Normal(0, LONG).expand([2]).to_event(1))
+    along, across = jnp.asarray(ROTATION.T) @ u
+    qx.sample("y", dist.Normal(jnp.stack([along, across]), jnp.array([LONG, NARROW])), obs=y)
+
+
+def test_chains_take_their_mass_matrix_from_the_draws():
+    rng = np.random.default_rng(0)
+    scales = np.array([LONG / 2**0.5, NARROW])
+    z = 1.5 * (rng.normal(size=(1000, 2)) * scales) @ ROTATION.T
+    density = source_of(valley, {"y": np.zeros(2)}, None, jax.random.key(0), checked=False).density
+    found = Draws(z, np.zeros(1000), np.zeros(1000), {"u": z}, np.asarray(0.5))
+    data = {"y": np.zeros(2)}
+    settings = (0.9, 1000, jax.random.key(1), 1000, None)
+    with pytest.warns(qx.ModelWarning, match="Pareto k of the weights is 0.90"):
+        fit = by_chains(valley, data, density, found, *settings)
+    stats = fit.tree["sample_stats"]
+    assert stats["n_steps"].mean() < 8
+    axes = fit.posterior["u"].values.reshape(-1, 2) @ ROTATION
+    np.testing.assert_allclose(axes.std(0), scales, rtol=0.15)
+    assert np.all(np.abs(axes.mean(0)) < 5 * scales / 300**0.5)
+    assert fit.posterior.sizes["draw"] == 250
+    assert (
+        json.loads(fit.tree["posterior"].attrs["settings"])
+        == qx.NUTS(mass_matrix="dense").settings()
+    )
+
+
 @pytest.mark.slow
 def test_middling_weights_make_more_draws_and_poor_ones_chains(amortized, monkeypatch):
-    from quincunx.inference.amortized import sampler
+    from quincunx.inference.amortized import repair, sampler
 
     ks = iter([0.6, 0.4, 0.6, 0.8])
     smoothed = sampler.pareto_smoothed
@@ -230,7 +430,7 @@ def test_middling_weights_make_more_draws_and_poor_ones_chains(amortized, monkey
         starts.append(init)
         return fit
 
-    monkeypatch.setattr(sampler, "infer", chains)
+    monkeypatch.setattr(repair, "infer", chains)
     with pytest.warns(qx.ModelWarning, match="Pareto k of the weights is 0.80"):
         replaced = amortized(DATA[0], num_samples=500)
     assert replaced.tree["posterior"].attrs["answered_by"] == "nuts"
@@ -268,9 +468,10 @@ def test_steps_that_are_not_finite_and_data_sets_that_are_not_are_left_out(amort
     drawn = jax.jit(jax.vmap(source))(jax.random.split(jax.random.key(0), 4))
     inputs = jax.vmap(source.inputs)(drawn)
     z = drawn.z.at[1].set(jnp.inf)
-    whole, out = eqx.filter_jit(loss_of)(amortized.network, z, inputs)
+    keys = jax.random.split(jax.random.key(1), 4)
+    whole, out = eqx.filter_jit(loss_of)(amortized.network, z, inputs, keys)
     kept = jnp.array([0, 2, 3])
-    parts = jax.tree.map(lambda leaf: leaf[kept], (drawn.z, inputs))
+    parts = jax.tree.map(lambda leaf: leaf[kept], (drawn.z, inputs, keys))
     assert int(out) == 1
     assert float(whole) == pytest.approx(
         float(eqx.filter_jit(loss_of)(amortized.network, *parts)[0]), rel=1e-5

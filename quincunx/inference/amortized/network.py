@@ -27,12 +27,12 @@ from jaxtyping import Array, Float
 
 from quincunx.engine.errors import MethodError, ModelError
 from quincunx.inference.amortized.encoder import Encoder, Scale
-from quincunx.inference.amortized.heads import Flow, Head, Mixture
+from quincunx.inference.amortized.heads import Flow, Head, Mixture, Paths
 from quincunx.inference.amortized.inputs import Inputs, Layout
 from quincunx.inference.amortized.sources import Simulated, Source
 from quincunx.inference.method import one_of
 
-HEADS = ("auto", "mixture", "flow")
+HEADS = ("auto", "mixture", "flow", "paths")
 _MIXTURE, _MOST = 12, 50  # parameters up to which a mixture is best, and a head any good
 _PILOT = 512  # data sets that scales are taken from
 
@@ -52,12 +52,12 @@ class Network(eqx.Module):
     location: Float[Array, " dim"]
     scale: Float[Array, " dim"]
 
-    def log_prob(self, z: Float[Array, " dim"], inputs: Inputs) -> Float[Array, ""]:
-        """Log q(z | data), in single precision."""
+    def log_prob(self, z: Float[Array, " dim"], inputs: Inputs, key: Array) -> Float[Array, ""]:
+        """Log q(z | data), in single precision; of a path to z where the head is of paths."""
         location, scale = self._affine()
         u = ((z - location) / scale).astype(jnp.float32)
         log_scale = jnp.sum(jnp.log(scale)).astype(jnp.float32)
-        return self.head.log_prob(u, self.encoder(inputs)) - log_scale
+        return self.head.log_prob(u, self.encoder(inputs), key) - log_scale
 
     def draw(
         self, key: Array, context: Float[Array, " width"], n: int
@@ -119,7 +119,7 @@ def assemble(
     encoding, start = jax.random.split(key)
     encoder = Encoder(layout, scales, width, encoding)
     kind = ("mixture" if dim <= _MIXTURE else "flow") if head == "auto" else head
-    made: Any = {"mixture": Mixture, "flow": Flow}[kind](dim, width, start)
+    made: Any = {"mixture": Mixture, "flow": Flow, "paths": Paths}[kind](dim, width, start)
     return Network(encoder, made, parameters.centre, parameters.spread)
 
 
