@@ -254,15 +254,17 @@ def test_paths_of_random_networks_weigh_exactly_forwards_and_backwards(path_head
 
 
 @qx.model
-def common_mean(y):
-    mu = qx.sample("mu", dist.Normal(0, 1).expand([2]).to_event(1))
-    with qx.plate("row", y) as y:
-        qx.sample("y", dist.Normal(mu, 1.0).to_event(1), obs=y)
+def two_means(x, y):
+    mu = qx.sample("mu", dist.Normal(0, 1))
+    nu = qx.sample("nu", dist.Normal(mu, 1))
+    with qx.plate("row", x, y) as (x, y):
+        qx.sample("x", dist.Normal(mu, 1), obs=x)
+        qx.sample("y", dist.Normal(nu, 1), obs=y)
 
 
 def test_the_mean_weight_of_an_untrained_path_sampler_is_the_evidence():
-    example = {"y": np.zeros((3, 2))}
-    source = source_of(common_mean, example, (1, 3), jax.random.key(0), checked=False)
+    example = {"x": np.zeros(3), "y": np.zeros(3)}
+    source = source_of(two_means, example, (1, 3), jax.random.key(0), checked=False)
     network = build(source, "paths", 8, jax.random.key(1))
     form = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), eqx.filter(network, eqx.is_array))
     loaded = eqx.filter(skeleton(source, "paths", 8), lambda leaf: hasattr(leaf, "shape"))
@@ -270,18 +272,22 @@ def test_the_mean_weight_of_an_untrained_path_sampler_is_the_evidence():
     network = random_weights(network, 0.1, 0)
     rng = np.random.default_rng(3)
     for rows in (1, 3):
-        y = rng.normal(size=(rows, 2))
-        data = given(common_mean, source, {"y": y}, None)
-        blank, key = novelties.blank(8), jax.random.key(rows)
-        found = jax.device_get(draw(network, blank, data.held, data.counts, key, 40000))
-        covariance = np.eye(rows) + 1
-        log_z = sum(multivariate_normal(cov=covariance).logpdf(column) for column in y.T)
+        x, y = rng.normal(size=(2, rows))
+        data = given(two_means, source, {"x": x, "y": y}, None)
+        settings = (novelties.blank(8), data.held, data.counts, jax.random.key(rows), 40000)
+        found = jax.device_get(draw(network, *settings))
+        prior = np.array([[1.0, 1.0], [1.0, 2.0]])
+        covariance = np.kron(prior, np.ones((rows, rows))) + np.eye(2 * rows)
+        log_z = multivariate_normal(cov=covariance).logpdf(np.concatenate([x, y]))
         weight = np.exp(found.log_weight - log_z)
         error = weight.std() / len(weight) ** 0.5
         assert abs(weight.mean() - 1) < 4 * error < 0.1
-        mean = y.sum(0) / (rows + 1)
-        off = weight[:, None] * (found.values["mu"] - mean)
-        assert np.all(np.abs(off.mean(0)) < 4 * off.std(0) / len(off) ** 0.5)
+        precision = np.linalg.inv(prior) + rows * np.eye(2)
+        for name, exact in zip(
+            ("mu", "nu"), np.linalg.solve(precision, [x.sum(), y.sum()]), strict=True
+        ):
+            off = weight * (found.values[name] - exact)
+            assert abs(off.mean()) < 4 * off.std() / len(off) ** 0.5
 
 
 @pytest.mark.slow

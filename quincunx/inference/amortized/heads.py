@@ -39,9 +39,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from quincunx.inference.paths.process import Process, back_from, make
-from quincunx.inference.paths.sampler import PathSampler
-from quincunx.inference.paths.target import Target, Whitening
+from quincunx.inference.paths.process import Process, back_from, make, simulate
 
 _WIDEST = 6.0  # |log of a scale|, in prior standard deviations, beyond which it hardly goes
 _COMPONENTS, _LAYERS, _KNOTS, _INTERVAL = 8, 5, 8, 5.0
@@ -183,23 +181,21 @@ class Paths(Head):
 
     def log_prob(self, z: Array, context: Array, key: Array) -> Array:
         """Log r of a path back from a point; the key fixes the path."""
-        process, mean, factor = self._at(context)
+        process, mean, factor, log_volume = self._at(context)
         x = factor @ (z - mean)
-        target: Any = Target(Flat(), Whitening(mean, _inverse(factor)))  # pyright: ignore
-        paths = back_from(process, target, key, x[None], differentiable=True)
-        return -process.log_weights(paths)[0]
+        paths = back_from(process, Unscored(), key, x[None], differentiable=True)
+        return log_volume - process.log_weights(paths)[0]
 
     def draw(self, key: Array, context: Array, n: int) -> tuple[Array, Array]:
         """Ends of independent paths and their log r."""
-        process, mean, factor = self._at(context)
-        zero, whitening = jnp.zeros(1, mean.dtype), Whitening(mean, _inverse(factor))
-        sampler = PathSampler(process, whitening, zero, resample=False, threshold=0.0, moves=0)
-        found = sampler.draw(Flat(), key, n)  # pyright: ignore
-        return found.z, -found.log_weight
+        process, mean, factor, log_volume = self._at(context)
+        paths = simulate(process, Unscored(), key, n)
+        z = mean[None] + paths.x[-1] @ _inverse(factor).T
+        return z, log_volume - process.log_weights(paths)
 
-    def _at(self, context: Array) -> tuple[Process, Array, Array]:
-        """The kernels, m and P of a data set."""
-        _, means, factor, _ = self.base.parts(context)
+    def _at(self, context: Array) -> tuple[Process, Array, Array, Array]:
+        """The kernels, m, P and log |P| of a data set."""
+        _, means, factor, log_volume = self.base.parts(context)
         place, hidden = jnp.split(self.shifts(context), 2)
         fixed = lambda process: (process.mean, process.log_sd, process.control.gates)  # noqa: E731
         process = eqx.tree_at(
@@ -209,15 +205,17 @@ class Paths(Head):
         shifted = [
             bias + shift for bias, shift in zip(biases(process), (place, hidden), strict=True)
         ]
-        return eqx.tree_at(biases, process, shifted), means[0], factor[0]
+        return eqx.tree_at(biases, process, shifted), means[0], factor[0], log_volume[0]
 
 
-class Flat(eqx.Module):
-    """The density that is one everywhere."""
+class Unscored(eqx.Module):
+    """No density: kernels that learn from draws know nothing of one."""
 
-    def log_density(self, z: Float[Array, " dim"]) -> Array:
-        """Zero."""
-        return jnp.zeros((), z.dtype)
+    def with_score(
+        self, y: Float[Array, "n dim"]
+    ) -> tuple[Float[Array, " n"], Float[Array, "n dim"]]:
+        """Zeros."""
+        return jnp.zeros(y.shape[0], y.dtype), jnp.zeros_like(y)
 
 
 def _constant(leaf: Any) -> Any:

@@ -36,7 +36,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from quincunx.inference.paths.control import Control, Times
-from quincunx.inference.paths.target import LOG_2PI, Target
+from quincunx.inference.paths.target import LOG_2PI, Scored
 
 ANNEALED = ("ula", "mcd", "cmcd", "bridge")
 REFERENCE = ("pis", "dds", "dis")
@@ -235,7 +235,7 @@ class Process(eqx.Module):
 
 def simulate(
     process: Process,
-    target: Target,
+    target: Scored,
     key: Array,
     n: int,
     *,
@@ -272,7 +272,7 @@ def simulate(
 
 
 def back_from(
-    process: Process, target: Target, key: Array, x: Array, *, differentiable: bool = False
+    process: Process, target: Scored, key: Array, x: Array, *, differentiable: bool = False
 ) -> Paths:
     """Paths that end in given places, by the backward kernels; constants unless differentiable."""
     log_gamma, score = target.with_score(x)
