@@ -40,6 +40,11 @@ def given(
     """
     density = compile(model, data, coords)
     leaves = _conforming(source, density)
+    for name, leaf in zip(density.program.signature.array_names, leaves, strict=True):
+        if bad := int(np.sum(~np.isfinite(leaf))):
+            message = f"'{name}' has {bad} entries that are NaN or infinite, which the sampler of "
+            message += f"model `{density.program.name}` cannot read. It was trained on data sets "
+            raise ModelError(message + "that are finite; use `infer`.")
     counts = tuple(map(np.int32, sizes_of(source.density.program, source.layout, leaves)))
     held = with_leaves(source.density, padded(source.layout, leaves))
     return Given(density, Source(held, source.layout, None, None), counts)

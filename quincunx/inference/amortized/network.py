@@ -8,7 +8,8 @@ It is trained on pairs (z, y) from the model, by minimising
 
     E[ -log q(z | y) ] = E[ KL( p(z | y) || q(z | y) ) ] + const,
 
-which makes q cover the posterior, as importance weights need.
+which makes q cover the posterior, as importance weights need. Where q is of paths that end in z,
+log q of a random path back from z takes its place, whose mean is no more than log q(z | y).
 
 Papamakarios and Murray (2016), Fast epsilon-free inference of simulation models with Bayesian
 conditional density estimation, NeurIPS; Cranmer, Brehmer and Louppe (2020), The frontier of
@@ -93,6 +94,15 @@ def build(source: Source, head: str, width: int, key: Array) -> Network:
         message = f"Of {_PILOT} parameter sets from the prior of model `{name}` only {len(z)} are "
         message += "finite in unconstrained space. Use priors with less mass at the ends of their "
         raise ModelError(message + "supports.")
+    whole = np.isfinite(inputs.fixed).all(axis=1)
+    for values in inputs.sets:
+        whole &= np.isfinite(values).all(axis=(1, 2))
+    if np.sum(whole) < _PILOT // 2:
+        message = (
+            f"Of {_PILOT} data sets that model `{name}` makes only {np.sum(whole)} are finite. "
+        )
+        message += "Look for overflow in the model, run forward from its priors, and for NaN or "
+        raise ModelError(message + "infinite entries in what `simulate` gives.")
     spread = Scale.of(z)
     if not np.isfinite(spread.spread).all():
         raise ModelError(f"A parameter of model `{name}` never varies under its prior.")

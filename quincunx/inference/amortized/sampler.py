@@ -9,9 +9,11 @@ is to be done:
 
     below 0.5    the weighted draws are the answer;
     0.5 to 0.7   more of them are made;
-    above        four short chains of NUTS, started at draws resampled by their weights.
+    above        four short chains of NUTS, started at draws resampled by their weights, with
+                 the draws' covariance as inverse mass matrix.
 
-NUTS also runs for data that are unlike those that the network was trained on.
+NUTS also runs for data that are unlike those that the network was trained on. Where q is of paths
+to z, the weights are those of whole paths.
 
 Vehtari, Simpson, Gelman, Yao and Gabry (2024), Pareto smoothed importance sampling, JMLR 25:72;
 Dax, Green, Gair, Purrer, Wildberger, Macke, Buonanno and Schoelkopf (2023), Neural importance
@@ -65,7 +67,8 @@ class Amortized:
     Attributes:
         model: the model.
         network: the trained network.
-        losses: held-out losses, `(steps, E[-log q(z | data)])`, in nats.
+        losses: held-out losses, `(steps, E[-log q(z | data)])`, in nats; bounds of it from above
+            where the head is of paths.
         report: how good it is on simulated data sets.
     """
 
@@ -246,8 +249,8 @@ def amortize(
         rows: least and most rows of a data set, such as `(5, 40)`; by plate name where the model
             has several data plates. `None` for as many as `simulate` has.
         budget: steps of training, or a `Training`.
-        head: the conditional density: 'mixture' of Gaussians, coupling 'flow', or 'auto', a
-            mixture for up to 12 parameters.
+        head: the conditional density: 'mixture' of Gaussians, coupling 'flow', diffusion 'paths',
+            or 'auto': a mixture for up to 12 parameters, a flow beyond.
         width: of the networks' layers.
         key: an integer seed or a JAX key.
         progress: show progress on a terminal and print the report; or a function that is called
