@@ -18,7 +18,7 @@ from quincunx.inference.amortized.encoder import Encoder, Scale
 from quincunx.inference.amortized.given import given
 from quincunx.inference.amortized.heads import Flow, Mixture, Paths
 from quincunx.inference.amortized.inputs import Inputs, Layout, Rows
-from quincunx.inference.amortized.network import build, skeleton
+from quincunx.inference.amortized.network import assemble, skeleton
 from quincunx.inference.amortized.repair import by_chains
 from quincunx.inference.amortized.report import uniformity, weighted_ranks
 from quincunx.inference.amortized.sources import source_of
@@ -265,7 +265,9 @@ def two_means(x, y):
 def test_the_mean_weight_of_an_untrained_path_sampler_is_the_evidence():
     example = {"x": np.zeros(3), "y": np.zeros(3)}
     source = source_of(two_means, example, (1, 3), jax.random.key(0), checked=False)
-    network = build(source, "paths", 8, jax.random.key(1))
+    one = Scale(jnp.zeros(2), jnp.ones(2))
+    scales = ((one,), Scale(jnp.zeros(0), jnp.ones(0)))
+    network = assemble(source.layout, 2, "paths", 8, scales, one, jax.random.key(1))
     form = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), eqx.filter(network, eqx.is_array))
     loaded = eqx.filter(skeleton(source, "paths", 8), lambda leaf: hasattr(leaf, "shape"))
     assert form == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), loaded)

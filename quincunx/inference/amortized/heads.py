@@ -174,6 +174,8 @@ class Paths(Head):
         first, second, third = jax.random.split(key, 3)
         self.base = Mixture(dim, width, first, components=1)
         made = make("dds", dim, steps, width, second, gate=0.0)
+        unused = jax.tree.map(_zeros, made.backward)
+        made = eqx.tree_at(lambda process: process.backward, made, unused)
         self.process = jax.tree.map(
             lambda leaf: leaf.astype(jnp.float32) if eqx.is_inexact_array(leaf) else leaf, made
         )
@@ -216,6 +218,10 @@ class Unscored(eqx.Module):
     ) -> tuple[Float[Array, " n"], Float[Array, "n dim"]]:
         """Zeros."""
         return jnp.zeros(y.shape[0], y.dtype), jnp.zeros_like(y)
+
+
+def _zeros(leaf: Any) -> Any:
+    return jnp.zeros_like(leaf) if eqx.is_array(leaf) else leaf
 
 
 def _constant(leaf: Any) -> Any:
