@@ -18,7 +18,7 @@ from quincunx.inference.amortized.encoder import Encoder, Scale
 from quincunx.inference.amortized.given import given
 from quincunx.inference.amortized.heads import Flow, Mixture, Paths
 from quincunx.inference.amortized.inputs import Inputs, Layout, Rows
-from quincunx.inference.amortized.network import assemble, skeleton
+from quincunx.inference.amortized.network import assemble, build, skeleton
 from quincunx.inference.amortized.repair import by_chains
 from quincunx.inference.amortized.report import uniformity, weighted_ranks
 from quincunx.inference.amortized.sources import source_of
@@ -534,6 +534,30 @@ def test_data_of_another_form_are_refused(amortized):
         amortized(DATA[0], repair="never")
     with pytest.raises(qx.MethodError, match="at least 5"):
         amortized(DATA[0], num_samples=2)
+    with pytest.raises(
+        qx.MethodError, match="num_simulations=0` must be an integer of at least 10"
+    ):
+        amortized.validate(0)
+    hole = {"x": np.zeros(5), "y": np.array([0.0, np.nan, 1.0, np.inf, 0.0])}
+    with pytest.raises(qx.ModelError, match="'y' has 2 entries that are NaN or infinite"):
+        amortized(hole, repair="weights")
+
+
+def test_simulators_that_do_not_follow_their_key_are_refused():
+    rng = np.random.default_rng(0)
+
+    def simulate(key):
+        return {"x": rng.normal(size=5), "y": np.zeros(5)}
+
+    with pytest.raises(qx.MethodError, match="different data for the same key"):
+        qx.amortize(regression, simulate, budget=1, progress=False)
+
+
+def test_data_sets_that_are_mostly_not_finite_are_refused():
+    example = {"x": np.array([0.0, 1.0, np.inf]), "y": np.zeros(3)}
+    source = source_of(regression, example, None, jax.random.key(0), checked=False)
+    with pytest.raises(qx.ModelError, match="512 data sets .* only 0 are finite"):
+        build(source, "mixture", 8, jax.random.key(0))
 
 
 @qx.model

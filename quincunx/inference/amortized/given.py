@@ -82,7 +82,7 @@ def _conforming(source: Source, density: Density) -> list[np.ndarray]:
             raise ModelError(message + f"not {found[0]}.")
         leaf = np.asarray(density.leaves[place])
         if array[1] != found[1] and not np.can_cast(leaf.dtype, array[1], "same_kind"):
-            raise ModelError(message + f"of type {array[1]}, not {found[1]}.")
+            raise ModelError(message + f"of type {array[1]}, not {found[1]}: convert it.")
         leaves.append(leaf.astype(array[1], copy=False))
         place += 1
     return leaves

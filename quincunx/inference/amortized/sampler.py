@@ -128,9 +128,7 @@ class Amortized:
             ModelError: the data do not have the form that the sampler was trained on.
         """
         one_of("repair", repair, REPAIRS, "Amortized")
-        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 5:
-            message = f"`num_samples={num_samples!r}` must be an integer of at least 5: fewer "
-            raise MethodError(message + "weights say nothing.")
+        num_samples = _at_least(5, "num_samples", num_samples, ": fewer weights say nothing")
         began = time.perf_counter()
         key = as_key(key)
         given_data = given(self.model, self._source, data, coords)
@@ -190,9 +188,14 @@ class Amortized:
         """Look at the answers for simulated data sets, whose parameters are known.
 
         Args:
-            num_simulations: data sets.
+            num_simulations: data sets, at least 10.
             key: an integer seed or a JAX key.
+
+        Raises:
+            MethodError: a wrong `num_simulations`.
         """
+        why = ", the number of bins of the ranks"
+        num_simulations = _at_least(10, "num_simulations", num_simulations, why)
         steps = int(self._learner.steps)
         loss = self.losses[-1][1] if self.losses else float("nan")
         counted = (int(self._learner.skipped), int(self._learner.dropped))
@@ -224,6 +227,12 @@ class Amortized:
         """Draws on the host."""
         settings = (data.held, data.counts, key, n)
         return jax.device_get(draw(self.network, self._novelty, *settings))
+
+
+def _at_least(least: int, name: str, value: Any, why: str = "") -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < least:
+        raise MethodError(f"`{name}={value!r}` must be an integer of at least {least}{why}.")
+    return int(value)
 
 
 def amortize(
@@ -264,8 +273,7 @@ def amortize(
         MethodError: a setting is wrong.
     """
     training = as_training(budget)
-    if isinstance(width, bool) or not isinstance(width, int) or width < 4:
-        raise MethodError(f"`amortize(width={width!r})` must be an integer of at least 4.")
+    width = _at_least(4, "width", width)
     checking, building, learning = jax.random.split(as_key(key), 3)
     source = source_of(model, simulate, rows, checking)
     network = build(source, head, width, building)
