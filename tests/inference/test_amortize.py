@@ -16,9 +16,9 @@ from quincunx.inference.amortized import novelty as novelties
 from quincunx.inference.amortized.answers import Draws, draw
 from quincunx.inference.amortized.encoder import Encoder, Scale
 from quincunx.inference.amortized.given import given
-from quincunx.inference.amortized.heads import Flow, Mixture, Paths
+from quincunx.inference.amortized.heads import Flow, Mixture
 from quincunx.inference.amortized.inputs import Inputs, Layout, Rows
-from quincunx.inference.amortized.network import assemble, build, skeleton
+from quincunx.inference.amortized.network import build, skeleton
 from quincunx.inference.amortized.repair import by_chains
 from quincunx.inference.amortized.report import uniformity, weighted_ranks
 from quincunx.inference.amortized.sources import source_of
@@ -196,14 +196,6 @@ def test_heads_draw_from_their_density(head, dim):
         assert abs(moment.mean() - drawn.mean()) < 5 * error
 
 
-def random_weights(tree, spread, seed):
-    """The same tree with noise on all of its numbers, so that nothing in it is zero."""
-    leaves, form = jax.tree.flatten(eqx.filter(tree, eqx.is_inexact_array))
-    rng = np.random.default_rng(seed)
-    noise = [jnp.asarray(spread * rng.normal(size=leaf.shape), leaf.dtype) for leaf in leaves]
-    return eqx.apply_updates(tree, jax.tree.unflatten(form, noise))
-
-
 @eqx.filter_jit
 def look_at_paths(head, context, key):
     """Ends of paths with log r, and points of a wide law with log r of paths back from them."""
@@ -222,24 +214,55 @@ def look_at_paths(head, context, key):
     )
 
 
+@qx.model
+def two_means(x, y):
+    mu = qx.sample("mu", dist.Normal(0, 1))
+    nu = qx.sample("nu", dist.Normal(mu, 1))
+    with qx.plate("row", x, y) as (x, y):
+        qx.sample("x", dist.Normal(mu, 1), obs=x)
+        qx.sample("y", dist.Normal(nu, 1), obs=y)
+
+
 @pytest.fixture(scope="module")
-def path_heads():
-    """Of two dimensions: as it starts, and with random networks."""
-    head = Paths(2, 6, jax.random.key(3), steps=4)
-    return head, random_weights(head, 0.15, 0)
+def untrained():
+    """Where data sets of `two_means` come from, and a path sampler with random networks."""
+    example = {"x": np.zeros(3), "y": np.zeros(3)}
+    source = source_of(two_means, example, (1, 3), jax.random.key(0), checked=False)
+    rng = np.random.default_rng(0)
+
+    def drawn(leaf):
+        if not isinstance(leaf, jax.ShapeDtypeStruct):
+            return leaf
+        return jnp.asarray(0.12 * rng.normal(size=leaf.shape).astype(leaf.dtype))
+
+    def known(network):
+        scales, process = network.encoder.row_scales[0], network.head.process
+        zeros = (network.location, scales.centre, process.mean, process.log_sd)
+        return *zeros, network.scale, scales.spread, process.log_size
+
+    network = jax.tree.map(drawn, skeleton(source, "paths", 6))
+    values = [
+        jnp.asarray(value, leaf.dtype) + 0 * leaf
+        for leaf, value in zip(known(network), (0, 0, 0, 0, 1, 1, -1.5), strict=True)
+    ]
+    ramp = jnp.linspace(0, -1.5, len(values[-1]), dtype=values[-1].dtype)
+    values[-1] = values[-1] + ramp[:, None]
+    return source, eqx.tree_at(known, network, values)
 
 
 CONTEXT = jnp.asarray([0.4, -0.9, 0.2, 0.6, -0.3, 0.1], jnp.float32)
 
 
-def test_paths_without_control_have_the_density_of_their_base(path_heads):
-    _, log_r, _, _, log_base = look_at_paths(path_heads[0], CONTEXT, jax.random.key(5))
+def test_paths_without_control_have_the_density_of_their_base(untrained):
+    last = lambda head: (head.process.control.last.weight, head.process.control.last.bias)  # noqa: E731
+    head = eqx.tree_at(last, untrained[1].head, replace_fn=jnp.zeros_like)
+    _, log_r, _, _, log_base = look_at_paths(head, CONTEXT, jax.random.key(5))
     np.testing.assert_allclose(log_r, log_base, atol=1e-3)
 
 
-def test_paths_of_random_networks_weigh_exactly_forwards_and_backwards(path_heads):
+def test_paths_of_random_networks_weigh_exactly_forwards_and_backwards(untrained):
     """For paths drawn forwards, p / r has the mean one; drawn backwards, r integrates to one."""
-    found = look_at_paths(path_heads[1], CONTEXT, jax.random.key(5))
+    found = look_at_paths(untrained[1].head, CONTEXT, jax.random.key(5))
     z, log_r, wide, log_ratio, log_base = (np.asarray(part, float) for part in found)
     assert np.std(log_r - log_base) > 0.3
     centre, scale = z.mean(0), 0.7 * z.std(0)
@@ -253,30 +276,13 @@ def test_paths_of_random_networks_weigh_exactly_forwards_and_backwards(path_head
         assert np.all(np.abs(moment.mean(0) - (z**power).mean(0)) < 5 * spread)
 
 
-@qx.model
-def two_means(x, y):
-    mu = qx.sample("mu", dist.Normal(0, 1))
-    nu = qx.sample("nu", dist.Normal(mu, 1))
-    with qx.plate("row", x, y) as (x, y):
-        qx.sample("x", dist.Normal(mu, 1), obs=x)
-        qx.sample("y", dist.Normal(nu, 1), obs=y)
-
-
-def test_the_mean_weight_of_an_untrained_path_sampler_is_the_evidence():
-    example = {"x": np.zeros(3), "y": np.zeros(3)}
-    source = source_of(two_means, example, (1, 3), jax.random.key(0), checked=False)
-    one = Scale(jnp.zeros(2), jnp.ones(2))
-    scales = ((one,), Scale(jnp.zeros(0), jnp.ones(0)))
-    network = assemble(source.layout, 2, "paths", 8, scales, one, jax.random.key(1))
-    form = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), eqx.filter(network, eqx.is_array))
-    loaded = eqx.filter(skeleton(source, "paths", 8), lambda leaf: hasattr(leaf, "shape"))
-    assert form == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), loaded)
-    network = random_weights(network, 0.1, 0)
+def test_the_mean_weight_of_an_untrained_path_sampler_is_the_evidence(untrained):
+    source, network = untrained
     rng = np.random.default_rng(3)
     for rows in (1, 3):
         x, y = rng.normal(size=(2, rows))
         data = given(two_means, source, {"x": x, "y": y}, None)
-        settings = (novelties.blank(8), data.held, data.counts, jax.random.key(rows), 40000)
+        settings = (novelties.blank(6), data.held, data.counts, jax.random.key(rows), 40000)
         found = jax.device_get(draw(network, *settings))
         prior = np.array([[1.0, 1.0], [1.0, 2.0]])
         covariance = np.kron(prior, np.ones((rows, rows))) + np.eye(2 * rows)
@@ -408,6 +414,7 @@ def test_chains_take_their_mass_matrix_from_the_draws():
         fit = by_chains(valley, data, density, found, *settings)
     stats = fit.tree["sample_stats"]
     assert stats["n_steps"].mean() < 8
+    assert fit.costs["warmup_gradients"] < 4 * 300 * 12
     axes = fit.posterior["u"].values.reshape(-1, 2) @ ROTATION
     np.testing.assert_allclose(axes.std(0), scales, rtol=0.15)
     assert np.all(np.abs(axes.mean(0)) < 5 * scales / 300**0.5)
@@ -553,6 +560,7 @@ def test_simulators_that_do_not_follow_their_key_are_refused():
         qx.amortize(regression, simulate, budget=1, progress=False)
 
 
+@pytest.mark.slow
 def test_data_sets_that_are_mostly_not_finite_are_refused():
     example = {"x": np.array([0.0, 1.0, np.inf]), "y": np.zeros(3)}
     source = source_of(regression, example, None, jax.random.key(0), checked=False)

@@ -31,7 +31,6 @@ from quincunx.inference.amortized.encoder import Encoder, Scale
 from quincunx.inference.amortized.heads import Flow, Head, Mixture, Paths
 from quincunx.inference.amortized.inputs import Inputs, Layout
 from quincunx.inference.amortized.sources import Simulated, Source
-from quincunx.inference.method import one_of
 
 HEADS = ("auto", "mixture", "flow", "paths")
 _MIXTURE, _MOST = 12, 50  # parameters up to which a mixture is best, and a head any good
@@ -77,10 +76,9 @@ def build(source: Source, head: str, width: int, key: Array) -> Network:
     """An untrained network with scales from simulated data sets.
 
     Raises:
-        MethodError: an unknown head, or too many parameters.
+        MethodError: too many parameters.
         ModelError: simulated parameters are not finite.
     """
-    one_of("head", head, HEADS, "amortize")
     dim, name = source.density.dim, source.density.program.name
     if dim > _MOST:
         message = (

@@ -1,9 +1,9 @@
 r"""Chains in place of weighted draws, where those are poor or the data unlike the simulated ones.
 
 They start at draws resampled by their weights. Where the data are like the simulated ones, the
-covariance of the network's draws, which training makes cover the posterior, is the inverse mass
-matrix, and warm-up has the step size alone to find. Elsewhere nothing that the network says is
-relied on, and warm-up is as long as usual.
+covariance of the network's draws, which training makes cover the posterior, is the first inverse
+mass matrix: a short warm-up refines it. Elsewhere nothing that the network says of scales is relied
+on, and warm-up is longer.
 """
 
 from __future__ import annotations
@@ -26,14 +26,13 @@ from quincunx.inference.fit import Fit
 from quincunx.inference.method import Preparation
 from quincunx.inference.methods.nuts import NUTS, State
 from quincunx.inference.run import infer
-from quincunx.inference.windows import Stage
 
 _CHAINS, _LEAST = 4, 250  # chains, and the fewest draws of each
-_WARMUP, _SHORT = 500, 150  # transitions of warm-up, with an unknown and a known mass matrix
+_WARMUP, _SHORT = 500, 300  # transitions of warm-up, from unit scales and from known ones
 
 
 class Scaled(NUTS):
-    """NUTS with a mass matrix that is known before it starts.
+    """NUTS whose warm-up starts with a mass matrix that is known about.
 
     Attributes:
         inverse_mass_matrix: `(dim, dim)`.
@@ -58,11 +57,6 @@ class Scaled(NUTS):
         shape = metric.inverse_mass_matrix.shape
         whole = jnp.broadcast_to(jnp.asarray(prepared), shape)
         return states._replace(metric=metric._replace(inverse_mass_matrix=whole))
-
-    def stages(self, num_warmup: int) -> Stage:
-        """The step size only."""
-        never = np.zeros(num_warmup, bool)
-        return Stage(never, never, np.arange(num_warmup) == num_warmup - 1)
 
 
 _SETTINGS = tuple(NUTS().settings())

@@ -10,7 +10,7 @@ is to be done:
     below 0.5    the weighted draws are the answer;
     0.5 to 0.7   more of them are made;
     above        four short chains of NUTS, started at draws resampled by their weights, with
-                 the draws' covariance as inverse mass matrix.
+                 the draws' covariance as first inverse mass matrix.
 
 NUTS also runs for data that are unlike those that the network was trained on. Where q is of paths
 to z, the weights are those of whole paths.
@@ -36,7 +36,7 @@ from quincunx.inference import learned
 from quincunx.inference.amortized import novelty as novelties
 from quincunx.inference.amortized.answers import GOOD, POOR, Conditional, Draws, draw, notes
 from quincunx.inference.amortized.given import Given, given
-from quincunx.inference.amortized.network import Network, build, skeleton
+from quincunx.inference.amortized.network import HEADS, Network, build, skeleton
 from quincunx.inference.amortized.novelty import Novelty
 from quincunx.inference.amortized.repair import by_chains
 from quincunx.inference.amortized.report import Report, examine
@@ -274,6 +274,7 @@ def amortize(
     """
     training = as_training(budget)
     width = _at_least(4, "width", width)
+    one_of("head", head, HEADS, "amortize")
     checking, building, learning = jax.random.split(as_key(key), 3)
     source = source_of(model, simulate, rows, checking)
     network = build(source, head, width, building)
