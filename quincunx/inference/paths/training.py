@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from jaxtyping import Array
 
 from quincunx.inference.paths.buffer import Buffer, empty, search
 from quincunx.inference.paths.losses import THROUGH, Learned, adjoint_matching, loss_on_paths
-from quincunx.inference.paths.process import back_from, simulate
+from quincunx.inference.paths.process import Process, back_from, simulate
 from quincunx.inference.paths.target import Target
 from quincunx.inference.training import Budget
 
@@ -238,6 +239,7 @@ def train(
     cloud: np.ndarray,
     log_gamma: np.ndarray,
     step: float,
+    sampler: Callable[[Process], Any],
 ) -> Learned:
     """Train to the end of the recipe or of the budget.
 
@@ -250,26 +252,31 @@ def train(
         cloud: places to put into the buffer.
         log_gamma: there.
         step: of the local search.
+        sampler: makes a sampler of trained kernels, for those who look on.
 
     Returns:
         The moving average of the parameters at the end.
     """
     dtype = learned.log_z.dtype
     places = (jnp.asarray(cloud, dtype), jnp.asarray(log_gamma, dtype), jnp.asarray(step, dtype))
-    state = begin(recipe, learned, *places)
-    done, first = 0, 0.0
+    state = budget.restored(begin(recipe, learned, *places))
+    done, first, compiling = int(state.done), 0.0, True
     made = CHUNK * recipe.batch * (learned.process.steps + 1)
     made += recipe.searched * (recipe.moves + 1) if recipe.local_search else 0
     while done < recipe.iterations:
         began = time.perf_counter()
-        state, seen = chunk(recipe, target, state, jax.random.fold_in(key, done))
-        loss, left_out = jax.device_get(seen)
-        if not done:
-            first = time.perf_counter() - began
-        elif done == CHUNK:
-            budget.compiled(max(first - (time.perf_counter() - began), 0.0))
+        state, sums = chunk(recipe, target, state, jax.random.fold_in(key, done))
+        loss, left_out = jax.device_get(sums)
+        taken = time.perf_counter() - began
+        if not first:
+            first = taken
+        elif compiling:
+            budget.compiled(max(first - taken, 0.0))
+            compiling = False
         done += CHUNK
         budget.count(gradients=made, evaluations=made)
-        if budget.note(done, recipe.iterations, loss=float(loss), skipped=int(left_out)):
+        seen = {"loss": float(loss), "skipped": int(left_out)}
+        look = functools.partial(sampler, state.average.process)
+        if budget.note(done, recipe.iterations, **seen, state=state, now=look):
             break
     return state.average
