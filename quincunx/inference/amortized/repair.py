@@ -8,11 +8,13 @@ on, and warm-up is longer.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,18 +34,18 @@ _WARMUP, _SHORT = 500, 300  # transitions of warm-up, from unit scales and from 
 
 
 class Scaled(NUTS):
-    """NUTS whose warm-up starts with a mass matrix that is known about.
+    """NUTS whose warm-up starts from a mass matrix that is about right.
 
     Attributes:
         inverse_mass_matrix: `(dim, dim)`.
     """
 
     mass_matrix: str = "dense"
-    inverse_mass_matrix: Float[np.ndarray, "dim dim"] | None = None
+    inverse_mass_matrix: Float[np.ndarray, "dim dim"] = eqx.field(kw_only=True)
 
     def settings(self) -> dict[str, Any]:
         """Those of NUTS."""
-        return {name: value for name, value in super().settings().items() if name in _SETTINGS}
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(NUTS)}
 
     def prepare(self, density: Density, key: Array, *, mesh: Any = None) -> Preparation:
         """The matrix, for `settle`."""
@@ -57,9 +59,6 @@ class Scaled(NUTS):
         shape = metric.inverse_mass_matrix.shape
         whole = jnp.broadcast_to(jnp.asarray(prepared), shape)
         return states._replace(metric=metric._replace(inverse_mass_matrix=whole))
-
-
-_SETTINGS = tuple(NUTS().settings())
 
 
 def by_chains(
