@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import quincunx as qx
+from quincunx.inference.paths import training
 from quincunx.inference.paths.annealing import look, move
 from quincunx.inference.paths.buffer import empty
 from tests.inference.paths.problems import gaussian_target
@@ -85,6 +86,8 @@ def test_buffer_keeps_the_newest_and_prefers_the_best():
         ({"loss": "log_var"}, "Did you mean 'log_variance'"),
         ({"local_search": True}, "off_policy"),
         ({"steps": 1000}, "at most"),
+        ({"loss": "maximum_likelihood", "off_policy": True}, "from the buffer alone"),
+        ({"loss": "maximum_likelihood", "kernel": "mcd"}, "nothing to train"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):
@@ -109,6 +112,24 @@ def test_annealed_particles_find_all_modes():
 
 
 @pytest.mark.slow
+def test_maximum_likelihood_learns_from_the_buffer():
+    """Of two modes far apart, which annealed particles find and a Gaussian start does not."""
+
+    def two(x):
+        return jnp.logaddexp(-0.5 * jnp.sum((x - 3) ** 2), -0.5 * jnp.sum((x + 3) ** 2))
+
+    model = qx.from_log_density(two, np.zeros(2))
+    settings = {"kernel": "dds", "loss": "maximum_likelihood", "smc": False, **SMALL}
+    shares = []
+    for iterations in (0, 400):
+        method = qx.DiffusionSampler(iterations=iterations, **settings)
+        fit = qx.infer(model, method=method, progress=False)
+        shares.append(fit.importance.share)
+    assert shares[1] > max(0.05, 5 * shares[0])
+    assert abs(fit.log_evidence.value - np.log(4 * np.pi)) < 5 * fit.log_evidence.error
+
+
+@pytest.mark.slow
 def test_training_evens_out_weights():
     model, data, reference = qx.models.load("grid_25")
     shares = []
@@ -128,9 +149,17 @@ class Killed(BaseException):
     """What a test raises in a training's middle."""
 
 
+def compiled():
+    """How many programs there are for a chunk of training."""
+    return training.chunk._cached._cache_size()
+
+
 @pytest.fixture(scope="module")
 def whole():
-    return qx.infer(NORMAL, method=LEARNING, progress=False, **RUN)
+    before = compiled()
+    fit = qx.infer(NORMAL, method=LEARNING, progress=False, **RUN)
+    assert compiled() == before + 1  # for all chunks of the training
+    return fit
 
 
 def test_training_ends_with_its_budget(whole):
@@ -138,6 +167,13 @@ def test_training_ends_with_its_budget(whole):
     fit = qx.infer(NORMAL, method=limited, progress=False, **RUN)
     assert "budget of 100000 evaluations" in fit.verdict.outcome
     assert 100_000 < fit.costs["warmup_evaluations"] < whole.costs["warmup_evaluations"]
+
+
+def test_a_second_training_compiles_nothing(whole):
+    before = compiled()
+    fit = qx.infer(NORMAL, method=LEARNING, progress=False, **{**RUN, "key": 4})
+    assert compiled() == before
+    assert fit.log_evidence != whole.log_evidence
 
 
 def killed_at(steps):
