@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from jaxtyping import Array
 from quincunx.engine.density import Density, compile
 from quincunx.engine.errors import MethodError, ModelError, QuincunxError
 from quincunx.inference import learned, registry
+from quincunx.inference.compilation import compiling
 from quincunx.inference.fit import Fit
 from quincunx.inference.method import Approximation, Sampler, Weighted, as_key
 from quincunx.inference.progress import Report, reporting
@@ -40,10 +40,10 @@ def check_settings(
         if value is not default and value != default:
             message = f"`{type(method).__name__}` learns a sampler and runs no chains, so `{name}` "
             message += "means nothing to it. Leave it out; `num_chains` batches of `num_samples` "
-            raise MethodError(message + "draws are made, and the method has a `budget` of its own.")
+            raise MethodError(message + "draws are made.")
     if until is not None and (until.ess is not None or until.r_hat is not None):
         message = f"`{type(method).__name__}` has no chains whose R-hat or ESS could grow: give "
-        raise MethodError(message + "`until=Until(seconds=...)`, or the method's own `budget`.")
+        raise MethodError(message + "`until=Until(seconds=...)`.")
 
 
 @eqx.filter_jit
@@ -74,19 +74,24 @@ def approximate(
     learning, drawing = jax.random.split(key)
     title = f"{method.name} on {density.program.name}"
     shown = progress if callable(progress) else bool(progress)
-    with reporting(title, progress=shown) as report, interruptible() as interrupted:
+    with (
+        reporting(title, progress=shown) as report,
+        interruptible() as interrupted,
+        compiling() as compilation,
+    ):
         seconds = None if until is None else float(until.seconds or 0)
-        budget = Budget(seconds=seconds, report=report, interrupted=interrupted)
+        budget = Budget(
+            seconds=seconds, report=report, interrupted=interrupted, compilation=compilation
+        )
         sampler = method.fit(density, learning, budget)
         trained = Trained(method, sampler, density)
-        learned = budget.elapsed
         costs = {
             "gradients": budget.gradients,
             "evaluations": budget.spent,
             "warmup_gradients": budget.gradients,
             "warmup_evaluations": budget.spent,
         }
-        return trained._fit(drawing, shape, costs, budget, learned)
+        return trained._fit(drawing, shape, costs, budget)
 
 
 class Trained:
@@ -114,7 +119,8 @@ class Trained:
             batches: independent batches; methods that resample need several for the error of the
                 evidence.
         """
-        return self._fit(as_key(key), (batches, n), {}, None, 0.0)
+        with compiling() as compilation:
+            return self._fit(as_key(key), (batches, n), {}, Budget(compilation=compilation))
 
     def tempered(self, power: float) -> Trained:
         """The same sampler for the likelihood raised to a power: its draws are weighed anew.
@@ -172,10 +178,8 @@ class Trained:
         key: Array,
         shape: tuple[int, int],
         costs: Mapping[str, int | float],
-        budget: Budget | None,
-        learned: float,
+        budget: Budget,
     ) -> Fit:
-        began = time.perf_counter()
         batches, n = shape
         keys = jax.random.split(key, batches)
         found = jax.device_get(draw(self.sampler, self.density, keys, n))
@@ -186,8 +190,8 @@ class Trained:
             "warmup_gradients": costs.get("warmup_gradients", 0),
             "warmup_evaluations": costs.get("warmup_evaluations", 0),
             "data_passes": float(costs.get("evaluations", 0) + evaluations),
-            "compile_seconds": 0.0 if budget is None else budget.compile_seconds,
-            "sample_seconds": learned + time.perf_counter() - began,
+            "compile_seconds": budget.compilation.seconds,
+            "sample_seconds": budget.elapsed,
         }
         return Fit.weighted(
             self.density,
@@ -199,8 +203,8 @@ class Trained:
             tempered=found.tempered,
             independent=self.sampler.independent,
             sampler=self,
-            outcome="" if budget is None else budget.outcome or "",
-            skipped=0 if budget is None else budget.skipped,
+            outcome=budget.outcome or "",
+            skipped=budget.skipped,
         )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from quincunx.inference.compilation import Compilation
 from quincunx.inference.session import Progress
 from quincunx.inference.stopping import INTERRUPTED
 
@@ -21,7 +22,7 @@ class Budget:
         evaluations: log-density evaluations that it may take.
         gradients: gradients so far.
         spent: log-density evaluations so far, those with a gradient included.
-        compile_seconds: time that `compiling` covered.
+        compilation: what is told how long JAX compiles.
         outcome: why training ended before its plan, or `None`.
     """
 
@@ -32,12 +33,13 @@ class Budget:
         evaluations: int | None = None,
         report: Callable[[Progress], None] = lambda progress: None,
         interrupted: Callable[[], bool] = lambda: False,
+        compilation: Compilation | None = None,
     ) -> None:
         self.seconds = seconds
         self.evaluations = evaluations
         self.gradients = 0
         self.spent = 0
-        self.compile_seconds = 0.0
+        self.compilation = Compilation() if compilation is None else compilation
         self.outcome: str | None = None
         self.skipped = 0
         self._report = report
@@ -47,16 +49,12 @@ class Budget:
     @property
     def elapsed(self) -> float:
         """Seconds since the start, compilation left out."""
-        return time.perf_counter() - self._began - self.compile_seconds
+        return time.perf_counter() - self._began - self.compilation.seconds
 
     def count(self, *, gradients: int = 0, evaluations: int = 0) -> None:
         """Add to the costs."""
         self.gradients += gradients
         self.spent += evaluations
-
-    def compiled(self, seconds: float) -> None:
-        """Say that so much of the time went to compilation."""
-        self.compile_seconds += seconds
 
     def note(self, done: int, total: int, *, loss: float = float("nan"), skipped: int = 0) -> bool:
         """Report after a part of the work; whether it must stop now.

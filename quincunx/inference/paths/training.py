@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -257,17 +256,12 @@ def train(
     dtype = learned.log_z.dtype
     places = (jnp.asarray(cloud, dtype), jnp.asarray(log_gamma, dtype), jnp.asarray(step, dtype))
     state = begin(recipe, learned, *places)
-    done, first = 0, 0.0
+    done = 0
     made = CHUNK * recipe.batch * (learned.process.steps + 1)
     made += recipe.searched * (recipe.moves + 1) if recipe.local_search else 0
     while done < recipe.iterations:
-        began = time.perf_counter()
         state, seen = chunk(recipe, target, state, jax.random.fold_in(key, done))
         loss, left_out = jax.device_get(seen)
-        if not done:
-            first = time.perf_counter() - began
-        elif done == CHUNK:
-            budget.compiled(max(first - (time.perf_counter() - began), 0.0))
         done += CHUNK
         budget.count(gradients=made, evaluations=made)
         if budget.note(done, recipe.iterations, loss=float(loss), skipped=int(left_out)):

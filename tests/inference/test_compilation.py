@@ -1,0 +1,49 @@
+"""Time that goes to compilation is told apart, each moment once."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import quincunx as qx
+from quincunx.inference.compilation import Compilation, compiling
+
+
+def test_parts_within_others_count_once():
+    spent = Compilation()
+    for start, end in [(0, 1), (2, 3), (1.5, 4), (4, 5), (4.5, 6)]:
+        spent.add(start, end)
+    assert spent.seconds == pytest.approx(1 + 2.5 + 1 + 1)
+
+
+def test_a_second_call_compiles_nothing():
+    @jax.jit
+    def inner(x):
+        return jnp.tanh(x) @ x
+
+    @jax.jit
+    def outer(x):
+        return inner(x) + inner(2 * x)
+
+    x = jnp.ones((8, 8))
+    began = time.perf_counter()
+    with compiling() as spent:
+        outer(x).block_until_ready()
+    assert 0 < spent.seconds <= time.perf_counter() - began
+    with compiling() as again:
+        outer(x).block_until_ready()
+    assert again.seconds == 0
+
+
+def test_learned_samplers_tell_compilation_apart():
+    worked = qx.models.load("gaussian_mixture", modes=1)
+    settings = {"num_samples": 50, "num_chains": 1, "progress": False}
+    began = time.perf_counter()
+    fit = qx.infer(worked.model, worked.data, "annealed_smc", **settings)
+    elapsed = time.perf_counter() - began
+    costs = fit.costs
+    assert costs["compile_seconds"] > costs["sample_seconds"] > 0
+    assert costs["compile_seconds"] + costs["sample_seconds"] <= elapsed
+    more = fit.sampler.draw(50, batches=1)
+    assert more.costs["compile_seconds"] < 0.5 * costs["compile_seconds"]
