@@ -6,8 +6,8 @@ is less than a tenth of theirs. What is printed, by quantity:
 
 - ratio: mean squared error of plain means over that of refined ones, over the repetitions;
 - order: which polynomials were chosen, and how often;
-- plain, refined: the share of repetitions whose nominal 95 % interval (Student's law has no part
-  in it: 1.96 standard errors) covers the truth, with the standard error of that share;
+- plain, refined: the share of repetitions whose nominal 95 % interval, 1.96 standard errors to
+  both sides, covers the truth;
 - sd / told: root mean squared error of refined means over the root of the mean squared standard
   error; one where errors are told rightly.
 

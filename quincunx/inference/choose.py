@@ -46,7 +46,7 @@ class Facts(NamedTuple):
             density.dim,
             max((plate.size for plate in structure.data_plates), default=0),
             structure.has_gradient,
-            tuple(term.site for term in terms if term.kind not in supports),
+            structure.composite.kinked(),
             tuple(term.site for term in terms if term.kind in supports),
             structure.has_gaussian_prior,
             density.is_on_disk,

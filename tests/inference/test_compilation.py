@@ -12,7 +12,7 @@ from quincunx.inference.compilation import Compilation, compiling
 
 def test_parts_within_others_count_once():
     spent = Compilation()
-    for start, end in [(0, 1), (2, 3), (1.5, 4), (4, 5), (4.5, 6)]:
+    for start, end in [(0.0, 1.0), (2.0, 3.0), (1.5, 4.0), (4.0, 5.0), (4.5, 6.0)]:
         spent.add(start, end)
     assert spent.seconds == pytest.approx(1 + 2.5 + 1 + 1)
 

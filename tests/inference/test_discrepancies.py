@@ -174,6 +174,19 @@ def test_errors_are_in_combined_standard_errors(rng):
     assert found.log_sd_p < 1e-4
 
 
+def test_errors_are_combined_by_their_squares():
+    """By hand: two parameters, errors of both sides."""
+    found = Moments(*(np.array(part) for part in ([1.0, 0.0], [2.0, 1.0], [0.3, 0.1], [0.03, 0.1])))
+    right = Moments(*(np.array(part) for part in ([0.0, 0.0], [1.0, 1.0], [0.4, 0.1], [0.04, 0.1])))
+    compared = agreement(["x", "y"], found, right, np.zeros(2, bool))
+    row = compared.table.loc["x"]
+    assert row["mean_z"] == pytest.approx(1.0 / 0.5)
+    assert row["mean_error"] == pytest.approx(0.5)
+    assert row["log_sd_z"] == pytest.approx(np.log(2) / 0.05)
+    assert compared.mean_p == pytest.approx(min(1.0, 4 * stats.t.sf(2.0, 50)))
+    assert compared.log_sd_p == pytest.approx(4 * stats.t.sf(np.log(2) / 0.05, 50))
+
+
 def test_a_stuck_chain_has_no_error_that_could_accuse(rng):
     a, b = rng.normal(size=(2, 4, 200, 1))
     a[0] = a[0, 0]

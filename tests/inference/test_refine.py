@@ -6,6 +6,7 @@ import pytest
 
 import quincunx as qx
 import quincunx.distributions as dist
+from quincunx.inference.refine import _Columns, _rows
 from tests.inference.approximate import Gaussian
 from tests.scenarios import SCHOOLS, eight_schools, logistic, logistic_data
 
@@ -73,6 +74,40 @@ def test_errors_name_what_to_do(schools, tmp_path):
     with pytest.raises(qx.QuincunxError, match="qx.load"):
         qx.refine(qx.load(tmp_path / "fit.nc"))
     assert len(qx.refine(qx.load(tmp_path / "fit.nc", eight_schools, SCHOOLS)).table) > 8
+
+
+def refined(f, z):
+    """Tables of independent draws of one chain, quantities `(n, count)`, columns `(n, k)`."""
+    candidates = [_Columns("0", np.zeros((len(z), 0))), _Columns("2", z)]
+    fold = np.arange(len(z)) * 5 // len(z)
+    return _rows(f[None], candidates, fold, None, float(len(z)))
+
+
+def test_errors_allow_for_the_coefficients():
+    """Five columns and a hundred draws: without that, errors would be a twentieth too small."""
+    rng = np.random.default_rng(4)
+    z_values = []
+    for _ in range(20):
+        z = rng.normal(size=(100, 5))
+        f = z @ rng.normal(size=(5, 200)) + rng.normal(size=(100, 200))
+        rows = refined(f, z)
+        assert all(row["order"] == "2" for row in rows)
+        told = np.array([row["refined_error"] for row in rows])
+        least = np.sqrt(100 / 94 * 98 / 93) / 10
+        assert told.min() > 0.7 * least
+        z_values += [row["refined"] / least for row in rows]
+        assert np.median(told) > 0.97 * least
+    assert np.std(z_values) == pytest.approx(1.0, abs=0.04)
+
+
+def test_errors_are_no_smaller_than_those_of_independent_draws():
+    """Residuals of alternating sign, whose mean seems to be known far better."""
+    rng = np.random.default_rng(4)
+    z = rng.normal(size=(400, 2))
+    rest = np.abs(rng.normal(size=(400, 1))) * (-1.0) ** np.arange(400)[:, None]
+    row = refined(z @ np.ones((2, 1)) + rest, z)[0]
+    assert row["order"] == "2"
+    assert row["refined_error"] > rest.std() / 20
 
 
 @pytest.fixture(scope="module")
