@@ -26,7 +26,7 @@ class Compilation:
     @property
     def seconds(self) -> float:
         """So far."""
-        return sum(end - start for start, end in self._parts)
+        return sum((end - start for start, end in self._parts), 0.0)
 
     def add(self, start: float, end: float) -> None:
         """A part that ended last of all so far; those within it count no longer."""
