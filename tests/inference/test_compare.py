@@ -315,6 +315,24 @@ def test_few_effective_draws_cannot_tell(autoregressive):
     assert "it would not show" in found.reasons["few"][0]
 
 
+def test_runs_that_ended_in_their_warm_up_have_no_figures(autoregressive, tmp_path):
+    """A budget may end a slow method before its first draw."""
+    cut = qx.infer(flat, num_warmup=50_000, until=qx.Until(seconds=1e-6), progress=False)
+    found = qx.compare({"cut": cut, "other": autoregressive(1)})
+    row = found.table.loc["cut"]
+    assert row["verdict"] == "failed"
+    assert row["result"] == "cannot tell"
+    assert row["ess_bulk"] == 0
+    assert row[["r_hat", "mean_error", "wasserstein_ratio", "ksd"]].isna().all()
+    assert found.reasons["cut"] == ("The fit has failed: There are no draws yet.",)
+    assert "no draws yet" in found.report(tmp_path / "page.html").read_text()
+    assert "too few draws" in cut.report(tmp_path / "fit.html").read_text()
+    judged = qx.compare({"other": autoregressive(1), "cut": cut}, reference="cut")
+    assert judged.table["result"]["other"] == "cannot tell"
+    with pytest.raises(qx.QuincunxError, match="no draws"):
+        cut.summary()
+
+
 @pytest.mark.parametrize(("p_value", "word"), [(0.004, "agrees"), (0.002, "differs")])
 def test_the_level_is_of_all_tests_together(autoregressive, p_value, word):
     """Four tests at 1 % together: one of them rejects below a quarter of that."""

@@ -76,7 +76,9 @@ def against(sample: Sample, standard: Standard) -> Agreement | None:
     mine = sample.values[..., [sample.names.index(name) for name in names]]
     if not np.isfinite(mine).all():
         return None
-    if standard.sample is None or standard.sample.values is None:
+    if standard.sample is not None and standard.sample.values is None:
+        return None
+    if standard.sample is None:
         found, heavy = Moments.of(mine, sample.ess), np.zeros(len(names), bool)
         return agreement(names, found, standard.moments(names), heavy)
     theirs = standard.sample.values[..., [standard.sample.names.index(name) for name in names]]
@@ -192,7 +194,7 @@ def figures(fit: Fit) -> dict[str, Any]:
         "log_evidence": np.nan,
         "log_evidence_error": np.nan,
     }
-    if not np.isfinite(row["r_hat"]) and not np.isinf(row["r_hat"]):
+    if not fit.posterior.sizes["draw"] or row["r_hat"] == -np.inf:
         row["r_hat"] = np.nan
     if weighted:
         found = fit.importance

@@ -54,7 +54,11 @@ def write_comparison(comparison: Comparison, path: str | Path) -> Path:
     judged = f"Judged by {comparison.reference}." if comparison.reference else "No reference."
     drawings = []
     names = _interesting(comparison)
-    finite = {name: fit for name, fit in fits.items() if fit.convergence.finite.all()}
+    finite = {
+        name: fit
+        for name, fit in fits.items()
+        if plots.drawable(fit) and fit.convergence.finite.all()
+    }
     if names and finite:
         drawings.append(plots.forest(finite, names))
     rows = comparison.rows()
@@ -105,6 +109,8 @@ def _explained(model: dict[str, Any] | None) -> str:
 
 
 def _summary(fit: Fit) -> list[str]:
+    if not plots.drawable(fit):
+        return [html.paragraph("There are too few draws to say anything of parameters.")]
     table: Any = fit.summary(round_to="none")
     found, free = fit.convergence, fit.free()
     shown: Any = table.head(_ROWS)

@@ -17,6 +17,7 @@ from quincunx.inference.fit import Fit
 from quincunx.inference.report.html import Drawing
 from quincunx.inference.weighted import is_weighted
 
+_FEWEST = 4
 _FEWFOLD = 20  # ratio of figures up to which bars are from zero
 _TRACED, _PAIRED = 250, 150  # draws of a chain
 _SETTINGS = {
@@ -46,8 +47,15 @@ def some(fit: Fit, names: Sequence[str], most: int | None = None) -> xr.DataTree
     return arviz_base.from_dict(groups)
 
 
+def drawable(fit: Fit) -> bool:
+    """Whether there are draws enough for intervals."""
+    return fit.posterior.sizes["draw"] >= _FEWEST
+
+
 def worst(fit: Fit, count: int) -> list[str]:
-    """The parameters with the fewest effective draws, stuck ones first."""
+    """The parameters with the fewest effective draws, stuck ones first; none without draws."""
+    if not drawable(fit):
+        return []
     found = fit.convergence
     usable = fit.free() & found.finite
     order = np.argsort(np.where(usable, found.ess_bulk, np.inf), kind="stable")
