@@ -309,7 +309,7 @@ def test_slow_chains_are_not_taken_for_wrong_ones(autoregressive):
 
 
 def test_few_effective_draws_cannot_tell(autoregressive):
-    fits = {"few": autoregressive(1, length=120, rho=0.5), "other": autoregressive(2)}
+    fits = {"few": autoregressive(1, length=40, rho=0.5), "other": autoregressive(101)}
     found = qx.compare(fits, reference="other")
     assert found.table["result"]["few"] == "cannot tell"
     assert "it would not show" in found.reasons["few"][0]
@@ -362,7 +362,9 @@ def test_a_choice_follows_the_structure():
     assert order.index("nuts") < order.index("annealed_smc") < order.index("cmcd")
     assert "annealed_smc" in schools.table["why"]["scld"]
     blind = qx.from_log_density(lambda x: -0.5 * np.sum(x**2), np.zeros(2), black_box=True)
-    assert list(qx.choose(blind).table.query("applies").index)[-1] == "ensemble"
+    assert list(qx.choose(blind).table.query("applies").index) == [
+        "polar_slice", "elliptical_slice", "ensemble", "hit_and_run_slice"
+    ]  # fmt: skip
     assert schools.table["why"].str.len().gt(0).all()
 
 

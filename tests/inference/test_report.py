@@ -56,6 +56,9 @@ def test_a_comparison_names_what_is_wrong(pages):
     assert "The mean of &#x27;mu&#x27; is off" in text
     assert "blind to the weights" in text
     assert text.count("differs") >= 1
+    for column in ("ESS bulk", "mean error", "KSD p", "ESS / second"):
+        assert re.search(f'<th scope="col" title="[a-z][^"]+">{column}</th>', text)
+        assert f'<tr><th scope="row">{column}</th>' in text
 
 
 @pytest.mark.slow
