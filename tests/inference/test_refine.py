@@ -77,27 +77,27 @@ def test_errors_name_what_to_do(schools, tmp_path):
     assert len(qx.refine(qx.load(tmp_path / "fit.nc", eight_schools, SCHOOLS)).table) > 8
 
 
-def refined(f, z):
-    """Tables of independent draws of one chain, quantities `(n, count)`, columns `(n, k)`."""
+def refined(f, z, ess=None):
+    """Tables of the draws of one chain, quantities `(n, count)`, columns `(n, k)`."""
     candidates = [_Columns("0", np.zeros((len(z), 0))), _Columns("2", z)]
     fold = np.arange(len(z)) * 5 // len(z)
-    return _rows(f[None], candidates, fold, None, float(len(z)))
+    return _rows(f[None], candidates, fold, ess, float(len(z)))
 
 
 def test_errors_allow_for_the_coefficients():
     """Five columns and a hundred draws: without that, errors would be a twentieth too small."""
     rng = np.random.default_rng(4)
-    right = np.sqrt(100 / 94 * 98 / 93) / 10
+    right = np.sqrt(98 / 93) / 10  # one over the root of n, and the errors of the coefficients
     told, found = [], []
     for _ in range(20):
         z = rng.normal(size=(100, 5))
         f = z @ rng.uniform(1, 2, size=(5, 200)) + rng.normal(size=(100, 200))
-        rows = refined(f, z)
+        rows = refined(f, z, ess=100.0)
         assert all(row["order"] == "2" for row in rows)
         told += [row["refined_error"] for row in rows]
         found += [row["refined"] for row in rows]
     assert np.std(found) == pytest.approx(right, rel=0.04)
-    assert 0.98 < np.mean(told) / right < 1.05
+    assert np.mean(told) == pytest.approx(right, rel=0.015)
 
 
 def test_errors_are_no_smaller_than_those_of_independent_draws():
