@@ -13,7 +13,7 @@ import quincunx.distributions as dist
 from quincunx.inference.comparison import compare as compare_module
 from quincunx.inference.comparison.measure import decide
 from quincunx.inference.comparison.result import NUMBERS
-from quincunx.inference.comparison.standard import Standard
+from quincunx.inference.comparison.standard import Sample, Standard
 from quincunx.inference.diagnostics.agreement import Moments, agreement
 from quincunx.inference.diagnostics.discrepancy import SteinTest
 from quincunx.inference.diagnostics.transport import TransportTest
@@ -302,6 +302,8 @@ def test_slow_chains_are_not_taken_for_wrong_ones(autoregressive):
     assert [row["result"] for row in tables].count("differs") == 0
     assert np.median([row["wasserstein_p"] for row in tables]) > 0.05
     assert np.median([row["ksd_p"] for row in tables]) > 0.05
+    sample = Sample.of_fit(autoregressive(1), None)
+    assert len(sample.kept) == pytest.approx(12_000 / 39 / 2, rel=0.5)
     wrong = qx.compare(
         {"off": autoregressive(3, mean=0.8), "other": autoregressive(103)}, reference="other"
     )

@@ -214,6 +214,14 @@ def test_unequal_sets_have_equal_weight_in_normal_scores(rng):
     assert np.mean(first < 0) == pytest.approx(0.5, abs=0.2)
 
 
+def test_the_slowest_coordinate_is_told_by_values_and_squares(rng):
+    fast, slow = chains(rng, 0.0, 4, 2000, 1), chains(rng, 0.9, 4, 2000, 1)
+    assert slowest(fast) == pytest.approx(8000, rel=0.2)
+    assert slowest(np.concatenate([fast, slow], axis=-1)) == pytest.approx(8000 / 19, rel=0.4)
+    signs = rng.choice((-1.0, 1.0), size=fast.shape)
+    assert slowest(signs * np.abs(slow)) < 2500  # only the squares are slow
+
+
 def test_thinning_keeps_whole_blocks_of_one_chain():
     kept = thinned(1000, 4, 1000.0)
     assert len(kept) % BLOCK == 0

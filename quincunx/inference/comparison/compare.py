@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import pandas as pd
+from rich.console import Console
 
 from quincunx.engine.density import Density, compile
 from quincunx.engine.errors import MethodError, QuincunxError, listing
@@ -16,9 +17,11 @@ from quincunx.inference import registry
 from quincunx.inference.comparison.measure import Measures, measure, predictive
 from quincunx.inference.comparison.result import NUMBERS, Comparison
 from quincunx.inference.comparison.standard import Answers, Standard
+from quincunx.inference.distributed.processes import is_first
 from quincunx.inference.fit import Fit
 from quincunx.inference.memory import watched
 from quincunx.inference.method import Approximation, Kind, Method, as_key
+from quincunx.inference.progress import reporting
 from quincunx.inference.run import infer
 from quincunx.inference.stopping import INTERRUPTED, Until
 
@@ -83,7 +86,7 @@ def compare(
     if longer is not None:
         own = dict(settings, num_samples=_LONGER * settings.get("num_samples", 1000), until=None)
         own["key"] = np.random.default_rng(_seed(key)).integers(2**31).item()
-        reference = infer(model, data, longer, **_fitting(longer, own))
+        reference, _ = _one("the reference", model, data, longer, own)
     return _compared(fits, reference, peaks, left_out)
 
 
@@ -105,15 +108,30 @@ def _run(
         if any(fit.verdict.outcome == INTERRUPTED for fit in fits.values()):
             left_out[name] = "The comparison was interrupted before its turn."
             continue
-        work = functools.partial(infer, model, data, method, **_fitting(method, settings))
         try:
-            fits[name], peaks[name] = watched(work)
+            fits[name], peaks[name] = _one(name, model, data, method, settings)
         except (QuincunxError, jax.errors.JaxRuntimeError) as error:
             left_out[name] = f"It broke down. {error}"
     if not fits:
         told = " ".join(f"{name}: {why}" for name, why in left_out.items())
         raise QuincunxError(f"No method made a fit. {told}")
     return fits, peaks, left_out
+
+
+def _one(
+    name: str,
+    model: Callable[..., Any],
+    data: Mapping[str, Any] | None,
+    method: Method,
+    settings: Mapping[str, Any],
+) -> tuple[Fit, float]:
+    """A fit and the MiB that it took, with progress and verdict under the method's name."""
+    with reporting(name, progress=settings["progress"]) as report:
+        own = {**_fitting(method, settings), "progress": report}
+        fit, peak = watched(functools.partial(infer, model, data, method, **own))
+    if settings["progress"] is True and is_first():
+        Console(stderr=True, soft_wrap=True).print(f"{name}: {fit.verdict.status}")
+    return fit, peak
 
 
 def _fitting(method: Method, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -130,7 +130,7 @@ def bars(columns: Mapping[str, Mapping[str, float]]) -> Drawing:
         lambda: _bars(columns),
         "Costs",
         "Warm-up included. Scales are logarithmic where figures differ by more than 20 times; "
-        "a missing bar is a figure that means nothing.",
+        "a missing bar is nought, or a figure that would mean nothing.",
     )
 
 
