@@ -21,6 +21,7 @@ from quincunx.inference.report import html, plots
 
 _ROWS = 200
 _SHOWN, _FEW = 12, 3
+_TOGETHER = 12  # parameters in the plots of all compared methods together, so that pages stay small
 _BARS = ("evaluations", "sample_seconds", "ess_per_evaluation", "ess_per_second")
 
 
@@ -228,7 +229,8 @@ def _method(name: str, fit: Fit, comparison: Comparison) -> str:
     errors = comparison.errors[name]
     if not errors.empty:
         parts.append(_errors(errors))
-    parts += map(html.figure, plots.of_chains(fit, _FEW))
+    few = int(np.clip(_TOGETHER // len(comparison.fits), 1, _FEW))
+    parts += map(html.figure, plots.of_chains(fit, few))
     parts += [_weights(fit), _bias(fit), html.plain(_settings(fit))]
     return html.section(name, *parts)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from quincunx.inference.report.html import Drawing
 from quincunx.inference.weighted import is_weighted
 
 _FEWEST = 4
+_LONG = re.compile(rb"(\d\.\d\d)\d{3,}")  # coordinates to a hundredth of a point
 _FEWFOLD = 20  # ratio of figures up to which bars are from zero
 _TRACED, _PAIRED = 250, 150  # draws of a chain
 _SETTINGS = {
@@ -196,4 +198,4 @@ def _drawn(draw: Callable[[], Any], title: str, caption: str) -> Drawing:
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
         plt.close(figure)
-    return Drawing(buffer.getvalue(), title, caption)
+    return Drawing(_LONG.sub(rb"\1", buffer.getvalue()), title, caption)
