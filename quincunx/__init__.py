@@ -31,6 +31,7 @@ from quincunx.inference import SGNHT as SGNHT
 from quincunx.inference import Amortized as Amortized
 from quincunx.inference import AnnealedSMC as AnnealedSMC
 from quincunx.inference import Approximation as Approximation
+from quincunx.inference import Bounds as Bounds
 from quincunx.inference import BregmanLangevin as BregmanLangevin
 from quincunx.inference import Budget as Budget
 from quincunx.inference import Checkpoint as Checkpoint
@@ -72,6 +73,7 @@ from quincunx.inference import amortize as amortize
 from quincunx.inference import applicable as applicable
 from quincunx.inference import choose as choose
 from quincunx.inference import compare as compare
+from quincunx.inference import compose as compose
 from quincunx.inference import distributed as distributed
 from quincunx.inference import infer as infer
 from quincunx.inference import load as load

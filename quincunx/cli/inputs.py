@@ -20,7 +20,7 @@ import numpy as np
 from quincunx import models
 from quincunx.engine.bare import BareModel
 from quincunx.engine.errors import MethodError, QuincunxError, unknown
-from quincunx.inference.checkpoint import Checkpoint, CheckpointError
+from quincunx.inference.archive import Archive, CheckpointError
 from quincunx.inference.comparison.result import Comparison, is_comparison
 from quincunx.inference.fit import Fit, load
 from quincunx.inference.method import Method
@@ -155,7 +155,7 @@ def check_resumption(folder: Path | None, *, resume: bool) -> None:
     """
     if resume and folder is None:
         raise CheckpointError("`--resume` needs `--checkpoint`, the folder to resume from.")
-    if folder is not None and not resume and Checkpoint(folder).exists:
+    if folder is not None and not resume and Archive(folder).exists:
         message = f"'{folder}' holds a checkpoint already. Continue it with `--resume`, "
         raise CheckpointError(message + "or name another folder.")
 

@@ -7,12 +7,14 @@ from quincunx.inference.amortized.sampler import load_amortized as load_amortize
 from quincunx.inference.amortized.training import Training as Training
 from quincunx.inference.approximate import Trained as Trained
 from quincunx.inference.approximate import load_sampler as load_sampler
+from quincunx.inference.archive import CheckpointError as CheckpointError
 from quincunx.inference.checkpoint import Checkpoint as Checkpoint
-from quincunx.inference.checkpoint import CheckpointError as CheckpointError
 from quincunx.inference.choose import Choice as Choice
 from quincunx.inference.choose import choose as choose
 from quincunx.inference.comparison.compare import compare as compare
 from quincunx.inference.comparison.result import Comparison as Comparison
+from quincunx.inference.composition import compose as compose
+from quincunx.inference.diagnostics.importance import Bounds as Bounds
 from quincunx.inference.diagnostics.importance import Evidence as Evidence
 from quincunx.inference.diagnostics.importance import Importance as Importance
 from quincunx.inference.distributed.mesh import mesh as mesh

@@ -1,4 +1,4 @@
-"""From an approximation to a fit: learn, draw, weigh; and samplers that outlive their run."""
+"""Samplers that outlive the run that learned them: more draws, other data, another day."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import numpy as np
 from jaxtyping import Array
 
 from quincunx.engine.density import Density, compile
-from quincunx.engine.errors import MethodError, ModelError, QuincunxError
+from quincunx.engine.errors import MethodError, ModelError, QuincunxError, listing
 from quincunx.inference import learned, registry
 from quincunx.inference.compilation import compiling
+from quincunx.inference.diagnostics.importance import Bounds, bounds
 from quincunx.inference.fit import Fit
 from quincunx.inference.method import Approximation, Sampler, Weighted, as_key
 from quincunx.inference.progress import Report, reporting
-from quincunx.inference.stopping import Until, interruptible
+from quincunx.inference.stopping import INTERRUPTED, Until, interruptible
 from quincunx.inference.training import Budget
 
 _FORMAT = "quincunx sampler 1"
@@ -52,46 +54,14 @@ def draw(sampler: Sampler, density: Density, keys: Array, n: int) -> Weighted:
     return jax.lax.map(lambda key: sampler.draw(density, key, n), keys)
 
 
-def approximate(
-    method: Approximation,
-    density: Density,
-    key: Array,
-    shape: tuple[int, int],
-    *,
-    until: Until | None = None,
-    progress: bool | Report = False,
-) -> Fit:
-    """Learn a sampler and draw from it.
-
-    Args:
-        method: what learns.
-        density: the target.
-        key: the run's.
-        shape: numbers of independent batches and of draws in each.
-        until: a budget of seconds for the training.
-        progress: as in `infer`.
-    """
-    learning, drawing = jax.random.split(key)
-    title = f"{method.name} on {density.program.name}"
-    shown = progress if callable(progress) else bool(progress)
-    with (
-        reporting(title, progress=shown) as report,
-        interruptible() as interrupted,
-        compiling() as compilation,
-    ):
-        seconds = None if until is None else float(until.seconds or 0)
-        budget = Budget(
-            seconds=seconds, report=report, interrupted=interrupted, compilation=compilation
-        )
-        sampler = method.fit(density, learning, budget)
-        trained = Trained(method, sampler, density)
-        costs = {
-            "gradients": budget.gradients,
-            "evaluations": budget.spent,
-            "warmup_gradients": budget.gradients,
-            "warmup_evaluations": budget.spent,
-        }
-        return trained._fit(drawing, shape, costs, budget)
+@eqx.filter_jit
+def _both_ways(
+    sampler: Any, density: Density, values: Mapping[str, Any], key: Array, n: int
+) -> tuple[Array, Array]:
+    """Log weights of the sampler's paths, and of paths back from given values."""
+    there, back = jax.random.split(key)
+    z = jax.vmap(density.unconstrain)(values)
+    return sampler.forwards(density, there, n), sampler.backwards(density, back, z)
 
 
 class Trained:
@@ -120,7 +90,11 @@ class Trained:
                 evidence.
         """
         with compiling() as compilation:
-            return self._fit(as_key(key), (batches, n), {}, Budget(compilation=compilation))
+            return self._fit(as_key(key), (batches, n), Budget(compilation=compilation))
+
+    def first(self, key: Array, shape: tuple[int, int], budget: Budget) -> Fit:
+        """The draws of the run that learned the sampler, whose costs count with theirs."""
+        return self._fit(key, shape, budget)
 
     def tempered(self, power: float) -> Trained:
         """The same sampler for the likelihood raised to a power: its draws are weighed anew.
@@ -131,6 +105,42 @@ class Trained:
         if not power >= 0:
             raise MethodError(f"`tempered({power!r})` needs a power of at least 0.")
         return Trained(self.method, self.sampler, self.density.tempered(float(power)))
+
+    def bounds(self, reference: Fit, n: int = 1000, key: int | Array = 1) -> Bounds:
+        r"""Both bounds of the log evidence, from draws that another method made.
+
+        With w the weight of a path, whatever is resampled in `draw` left out,
+
+            ELBO = E_F[log w] <= log Z <= EUBO = E_B[log w],    1 / (E_B[w] E_B[1/w]),
+
+        F the law of the sampler's own paths and B that of paths back from the posterior. The upper
+        bound and the share see parts of the posterior that the sampler misses, as far as the
+        reference has them; the sampler's own weights cannot.
+
+        Args:
+            reference: a fit of the same model, such as by NUTS; `n` of its draws are used, or all.
+            n: paths each way.
+            key: an integer seed or a JAX key.
+
+        Raises:
+            MethodError: the sampler has no paths that could be run backwards.
+        """
+        if not hasattr(self.sampler, "backwards"):
+            message = f"`{type(self.method).__name__}` has no paths that go backwards from given "
+            raise MethodError(message + "draws: compare its evidence with that of another method.")
+        posterior = reference.posterior
+        names = [site.name for site in self.density.program.latents]
+        missing = [name for name in names if name not in posterior]
+        if missing:
+            message = f"The reference has no {listing(missing)}: give a fit of the same model."
+            raise ModelError(message)
+        values = {name: np.asarray(posterior[name]) for name in names}
+        flat = {name: array.reshape(-1, *array.shape[2:]) for name, array in values.items()}
+        size = len(flat[names[0]])
+        rows = np.linspace(0, size - 1, min(n, size)).astype(int)
+        chosen = {name: array[rows] for name, array in flat.items()}
+        found = jax.device_get(_both_ways(self.sampler, self.density, chosen, as_key(key), n))
+        return bounds(*found)
 
     def adapted(
         self,
@@ -158,7 +168,7 @@ class Trained:
         shown = progress if callable(progress) else bool(progress)
         title = f"{self.method.name} on {density.program.name}"
         with reporting(title, progress=shown) as report, interruptible() as interrupted:
-            budget = Budget(report=report, interrupted=interrupted)
+            budget = Budget(report=report, stop=lambda: INTERRUPTED if interrupted() else None)
             sampler = self.method.resume(self.sampler, density, as_key(key), budget)
         return Trained(self.method, sampler, density)
 
@@ -173,24 +183,18 @@ class Trained:
     def __repr__(self) -> str:
         return f"<Sampler learned by {self.method.name} on {self.density.program.name}>"
 
-    def _fit(
-        self,
-        key: Array,
-        shape: tuple[int, int],
-        costs: Mapping[str, int | float],
-        budget: Budget,
-    ) -> Fit:
+    def _fit(self, key: Array, shape: tuple[int, int], budget: Budget) -> Fit:
         batches, n = shape
         keys = jax.random.split(key, batches)
         found = jax.device_get(draw(self.sampler, self.density, keys, n))
         gradients, evaluations = (batches * count for count in self.sampler.cost(n))
         costs = {
-            "gradients": costs.get("gradients", 0) + gradients,
-            "evaluations": costs.get("evaluations", 0) + evaluations,
-            "warmup_gradients": costs.get("warmup_gradients", 0),
-            "warmup_evaluations": costs.get("warmup_evaluations", 0),
-            "data_passes": float(costs.get("evaluations", 0) + evaluations),
-            "compile_seconds": budget.compilation.seconds,
+            "gradients": budget.gradients + gradients,
+            "evaluations": budget.spent + evaluations,
+            "warmup_gradients": budget.gradients,
+            "warmup_evaluations": budget.spent,
+            "data_passes": float(budget.spent + evaluations),
+            "compile_seconds": budget.compile_seconds,
             "sample_seconds": budget.elapsed,
         }
         return Fit.weighted(

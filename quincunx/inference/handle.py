@@ -17,6 +17,7 @@ import jax
 from quincunx.engine.errors import QuincunxError
 from quincunx.inference.fit import Fit
 from quincunx.inference.job import Job
+from quincunx.inference.learning import Learning
 from quincunx.inference.progress import Report
 from quincunx.inference.session import Progress
 from quincunx.inference.stopping import INTERRUPTED, interruptible
@@ -29,7 +30,8 @@ class Status(NamedTuple):
     """How far a run in the background is.
 
     Attributes:
-        state: `compiling` until the first chunk has run, `warm-up`, `sampling`; then `finished`
+        state: `compiling` until the first chunk has run, `warm-up` and `sampling`, or `training`
+            for methods that learn a sampler; then `finished`
             at the end of the plan or of `until`, `interrupted` before it, or `failed`.
         progress: what was known after the last chunk; `None` before the first.
         seconds: since the start, up to the end.
@@ -43,11 +45,11 @@ class Status(NamedTuple):
 class Run:
     """A run in the background, made by `infer(..., blocking=False)`.
 
-    The chains run in a thread of this process. When the interpreter exits, the current chunk
+    The work is done in a thread of this process. When the interpreter exits, the current chunk
     ends, the checkpoint is written, and the rest of the run is given up.
     """
 
-    def __init__(self, job: Job, report: Report, label: str) -> None:
+    def __init__(self, job: Job | Learning, report: Report, label: str) -> None:
         self._job = job
         self._report = report
         self._label = label
@@ -71,7 +73,7 @@ class Run:
         return Status(self._state(), self._progress, seconds)
 
     def inspect(self) -> Fit:
-        """The draws so far, as a fit.
+        """The draws so far, as a fit; of a sampler in training, draws from it as it is.
 
         It waits for the end of the current chunk, about half a second; while the run is compiling
         for its first chunk. The fit stays as it is while the run goes on. After the end it is the
@@ -131,15 +133,14 @@ class Run:
         state, progress, _ = self.status()
         if progress is None:
             return state
-        return f"{state}, {progress.done} of {progress.total} transitions"
+        return f"{state}, {progress.done} of {progress.total} {self._job.unit}"
 
     def _state(self) -> str:
         if not self._ended.is_set():
             return "compiling" if self._progress is None else self._progress.phase
         if self._result.exception() is not None:
             return "failed"
-        finished = self._job.session.finished or self._job.satisfied
-        return "finished" if finished else "interrupted"
+        return "finished" if self._job.finished else "interrupted"
 
     def _main(self) -> None:
         try:
@@ -173,7 +174,7 @@ class Run:
                 request.set_result(fit)
 
     def _look(self) -> Fit:
-        return Fit.of(self._job.session, ended=False)
+        return self._job.look()
 
 
 def _step(end: float | None) -> float:

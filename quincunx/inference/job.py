@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from quincunx.inference.checkpoint import Checkpoint, CheckpointError, identity
+from quincunx.inference.archive import CheckpointError
+from quincunx.inference.checkpoint import Checkpoint, identity
 from quincunx.inference.distributed.processes import of_any, of_first
 from quincunx.inference.fit import Fit
 from quincunx.inference.progress import Report
@@ -18,8 +19,10 @@ class Job:
 
     Attributes:
         session: the chains.
-        satisfied: whether the run ended because its `Until` was fulfilled.
+        unit: what its progress counts.
     """
+
+    unit = "transitions"
 
     def __init__(
         self, session: Session, saver: Checkpoint | None, until: Until | None, *, resume: bool
@@ -31,17 +34,17 @@ class Job:
             StoreError: the store cannot be made, is in use, or exists already.
         """
         self.session = session
-        self.satisfied = False
+        self._satisfied = False
         self._saver = saver
         self._watch = None if until is None else Watch(until)
         self._identity = {} if saver is None else identity(session)
         with ExitStack() as held:
             if saver is not None:
-                saver.prepare(resume=resume)
-                held.callback(saver.release)
+                saver.archive.prepare(resume=resume)
+                held.callback(saver.archive.release)
             session.sink.acquire()
             held.callback(session.sink.release)
-            if saver is not None and of_first(saver.exists):
+            if saver is not None and of_first(saver.archive.exists):
                 self._resume(saver)
             else:
                 self._begin()
@@ -71,8 +74,8 @@ class Job:
             if of_any(interrupted()):
                 return INTERRUPTED
             reached = self._watch and self._watch.reached(session.sink, session.sample_seconds)
-            self.satisfied = of_any(bool(reached))
-            return reached or (ELSEWHERE if self.satisfied else stop())
+            self._satisfied = of_any(bool(reached))
+            return reached or (ELSEWHERE if self._satisfied else stop())
 
         with self._held:
             with interruptible() as interrupted:
@@ -80,10 +83,21 @@ class Job:
                 session.outcome = self._flush() or self._save() or session.outcome
             return Fit.of(session)
 
+    @property
+    def finished(self) -> bool:
+        """Whether the plan or `until` was fulfilled."""
+        return self.session.finished or self._satisfied
+
+    def look(self) -> Fit:
+        """The draws so far."""
+        return Fit.of(self.session, ended=False)
+
     def _resume(self, saver: Checkpoint) -> None:
         saver.read(self.session, self._identity)
         if self.session.done > self.session.plan.total:
-            message = f"The checkpoint in '{saver.folder}' is beyond `num_samples`; ask for more."
+            message = (
+                f"The checkpoint in '{saver.archive.folder}' is beyond `num_samples`; ask for more."
+            )
             raise CheckpointError(message)
 
     def _begin(self) -> None:
@@ -102,7 +116,7 @@ class Job:
         try:
             self._saver.write(self.session, self._identity)
         except OSError as error:
-            folder = self._saver.folder
+            folder = self._saver.archive.folder
             return f"no checkpoint could be written to '{folder}' ({error.strerror})"
         return None
 

@@ -15,6 +15,12 @@ from quincunx.inference.session import Progress
 Report = Callable[[Progress], None]
 
 
+def _figures(state: Progress) -> str:
+    if state.phase == "training":
+        return f"loss {state.step_size:.4g}, left out {state.diverging}"
+    return f"divergences {state.diverging}, step {state.step_size:.3g}"
+
+
 def _silent(progress: Progress) -> None:
     del progress
 
@@ -38,12 +44,12 @@ def reporting(label: str, *, progress: bool | Report) -> Iterator[Report]:
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed}/{task.total}"),
-        TextColumn("divergences {task.fields[diverging]}, step {task.fields[step_size]:.3g}"),
+        TextColumn("{task.fields[figures]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(f"{label}: compiling", total=None, diverging=0, step_size=float("nan"))
+        task = bar.add_task(f"{label}: compiling", total=None, figures="")
 
         def report(state: Progress) -> None:
             bar.update(
@@ -51,8 +57,7 @@ def reporting(label: str, *, progress: bool | Report) -> Iterator[Report]:
                 description=f"{label}: {state.phase}",
                 completed=state.done,
                 total=state.total,
-                diverging=state.diverging,
-                step_size=state.step_size,
+                figures=_figures(state),
             )
 
         yield report

@@ -19,7 +19,7 @@ from quincunx.engine.errors import MethodError, unknown
 from quincunx.engine.preflight import preflight
 from quincunx.engine.sharding import check_separable, cut
 from quincunx.inference import registry
-from quincunx.inference.approximate import approximate, check_settings
+from quincunx.inference.approximate import check_settings
 from quincunx.inference.checkpoint import Checkpoint
 from quincunx.inference.distributed.mesh import mesh as make_mesh
 from quincunx.inference.distributed.mesh import on_host, place, with_all_axes
@@ -29,6 +29,7 @@ from quincunx.inference.driver import density_specs, prepared_specs
 from quincunx.inference.fit import Fit
 from quincunx.inference.handle import Run
 from quincunx.inference.job import Job
+from quincunx.inference.learning import Learning
 from quincunx.inference.method import Approximation, Kernel, Kind, Method, as_key
 from quincunx.inference.moments import Moments, MomentsSink
 from quincunx.inference.progress import Report, reporting
@@ -131,7 +132,8 @@ def infer(
             does not grow with their number; the fit reads them from there as they are used. Or
             a `Moments`, for draws too many to keep: figures of all of them and a subsample.
         checkpoint: folder in which the run is saved every 30 seconds, at the end of warm-up and
-            at its end; or a `Checkpoint` with another interval.
+            at its end; or a `Checkpoint` with another interval. Of methods that learn a sampler
+            it is the training that is saved, and the sampler.
         resume: continue the run saved in `checkpoint`, if there is one, wherever it stopped; the
             draws are those of an uninterrupted run. `num_samples` may be larger than before.
         until: stop earlier, once the draws are good enough or a budget is spent.
@@ -167,45 +169,42 @@ def infer(
     clock = time.perf_counter()
     density = compile(model, data, coords)
     registry.require(method, density.program.name, density)
-    if isinstance(method, Approximation):
-        given = {
-            "num_warmup": (plan.num_warmup, 1000),
-            "thinning": (plan.thinning, 1),
-            "init": (init, None),
-            "chain_method": (chain_method, "vectorized"),
-            "mesh": (mesh, None),
-            "store": (store, None),
-            "checkpoint": (checkpoint, None),
-            "resume": (resume, False),
-            "keep_warmup": (keep_warmup, False),
-            "blocking": (blocking, True),
-        }
-        check_settings(method, given, until)
-        preflight(density, compares=True)
-        shape = (num_chains, plan.num_samples)
-        fit = approximate(method, density, key, shape, until=until, progress=progress)
-        if progress is True and is_first():
-            Console(stderr=True, soft_wrap=True).print(fit.verdict)
-        return fit
-    if not isinstance(method, Kernel):
-        raise MethodError(f"`{type(method).__name__}` is not a kernel that the driver can run.")
-    preflight(density, compares=method.promise in (Kind.EXACT, Kind.WEIGHTED))
-    density = method.target(density)
-    on, layout = _layout(chain_method, mesh, num_chains)
-    target = _spread_rows(method, density, on, key)
     if resume and checkpoint is None:
         raise MethodError("`resume=True` needs `checkpoint=`, the folder to resume from.")
     title = f"{method.name} on {density.program.name}"
     shown = progress if callable(progress) or (blocking and is_first()) else False
+    job: Job | Learning
     with reporting(title, progress=shown) as report:
-        prepared = method.prepare(target, key, mesh=on)
-        groups = _groups(method, target, key, layout, on, init, prepared.value)
-        sink = _sink(store, groups, density, plan)
-        label = chain_method if mesh is None else "parallel"
-        settings = (groups, on, sink, key, label, prepared)
-        session = Session(method, density, plan, *settings, target=target)
-        session.compile_seconds = time.perf_counter() - clock
-        job = Job(session, _saver(checkpoint), until, resume=resume)
+        if isinstance(method, Approximation):
+            given = {
+                "num_warmup": (plan.num_warmup, 1000),
+                "thinning": (plan.thinning, 1),
+                "init": (init, None),
+                "chain_method": (chain_method, "vectorized"),
+                "mesh": (mesh, None),
+                "store": (store, None),
+                "keep_warmup": (keep_warmup, False),
+            }
+            check_settings(method, given, until)
+            preflight(density, compares=True)
+            shape = (num_chains, plan.num_samples)
+            saver = _saver(checkpoint)
+            job = Learning(method, density, key, shape, until, saver, resume=resume)
+        elif isinstance(method, Kernel):
+            preflight(density, compares=method.promise in (Kind.EXACT, Kind.WEIGHTED))
+            density = method.target(density)
+            on, layout = _layout(chain_method, mesh, num_chains)
+            target = _spread_rows(method, density, on, key)
+            prepared = method.prepare(target, key, mesh=on)
+            groups = _groups(method, target, key, layout, on, init, prepared.value)
+            sink = _sink(store, groups, density, plan)
+            label = chain_method if mesh is None else "parallel"
+            settings = (groups, on, sink, key, label, prepared)
+            session = Session(method, density, plan, *settings, target=target)
+            session.compile_seconds = time.perf_counter() - clock
+            job = Job(session, _saver(checkpoint), until, resume=resume)
+        else:
+            raise MethodError(f"`{type(method).__name__}` is not a kernel that the driver can run.")
         if not blocking:
             return Run(job, report, title)
         fit = job.run(report)

@@ -38,11 +38,11 @@ class Progress(NamedTuple):
     """What the host knows after a chunk.
 
     Attributes:
-        phase: `warm-up` or `sampling`.
-        done: transitions completed by every chain.
+        phase: `warm-up` or `sampling`; `training` for methods that learn a sampler.
+        done: transitions completed by every chain, or steps of training.
         total: transitions to complete.
-        diverging: divergences while sampling, all chains.
-        step_size: mean step size.
+        diverging: divergences while sampling, all chains; what training left out.
+        step_size: mean step size; the loss of training.
     """
 
     phase: str

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import quincunx as qx
-from quincunx.inference import checkpoint as module
+from quincunx.inference import archive as module
 from quincunx.inference.diagnostics.convergence import convergence
 from tests.laws.kernels import RandomWalk
 from tests.scenarios import SCHOOLS, conjugate, eight_schools
@@ -60,7 +60,7 @@ def same(fit, other):
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, whole, name, transitions, layout):
     changes = {"chain_method": layout}
     broken_off(tmp_path, KERNELS[name], transitions, **changes)
-    done = json.loads(json.loads((tmp_path / "manifest.json").read_text())["body"])["done"]
+    done = json.loads(json.loads((tmp_path / "manifest.json").read_text())["body"])["told"]["done"]
     assert 0 < min(done) < 120
     again = qx.infer(
         conjugate, Y, KERNELS[name], checkpoint=tmp_path, resume=True, **{**RUN, **changes}
@@ -144,10 +144,11 @@ def damage(rng, data):
 
 def test_damaged_files_are_refused_or_the_previous_checkpoint_serves(tmp_path):
     """Fuzz every file: reading gives the newest whole state, the one before, or an error."""
-    from quincunx.inference.checkpoint import Checkpoint, CheckpointError, identity
+    from quincunx.inference.archive import CheckpointError
+    from quincunx.inference.checkpoint import Checkpoint, identity
 
     sessions = []
-    original = module.Checkpoint.write
+    original = Checkpoint.write
 
     def write(self, session, name):
         original(self, session, name)

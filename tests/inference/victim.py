@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 import quincunx as qx
-from quincunx.inference import checkpoint, session
+from quincunx.inference import archive, checkpoint, session
 from quincunx.inference import moments as module
 from tests.laws.kernels import RandomWalk
 from tests.scenarios import conjugate
@@ -108,7 +108,7 @@ def report_saves(stall):
     checkpoint.Checkpoint.write, checkpoint.Checkpoint.read = saying_write, saying_read
     session.Pace = ShortChunks
     if stall is not None:
-        checkpoint.open, checkpoint.os = stall.opened, stall
+        archive.open, archive.os = stall.opened, stall
 
 
 def report_chunk(progress):

@@ -70,6 +70,33 @@ class Importance(NamedTuple):
     nonfinite: int
 
 
+class Bounds(NamedTuple):
+    """What weights of paths both ways say of the log evidence.
+
+    Attributes:
+        lower: the ELBO with its standard error.
+        upper: the EUBO with its standard error.
+        share: effective sample size of the sampler's draws, as a share of them, from paths back
+            from the posterior; one where its weights are even.
+    """
+
+    lower: Evidence
+    upper: Evidence
+    share: float
+
+
+def bounds(forwards: np.ndarray, backwards: np.ndarray) -> Bounds:
+    """Bounds from log weights of paths, and of paths back from draws of the posterior."""
+
+    def mean(log_weight: np.ndarray) -> Evidence:
+        values = np.asarray(log_weight, float)
+        return Evidence(float(values.mean()), float(values.std(ddof=1) / values.size**0.5))
+
+    values = np.asarray(backwards, float)
+    log_share = 2 * np.log(values.size) - _log_sum(values) - _log_sum(-values)
+    return Bounds(mean(forwards), mean(backwards), float(np.exp(log_share)))
+
+
 def pareto_smoothed(log_weight: np.ndarray) -> tuple[np.ndarray, float]:
     """Normalised log weights with a smoothed tail, and the shape of the tail.
 

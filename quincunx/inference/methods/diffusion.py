@@ -16,6 +16,8 @@ annealed importance sampling.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -160,12 +162,14 @@ class DiffusionSampler(Approximation):
         sizes = np.asarray(found.schedule.step_sizes)[: self.steps]
         b = np.asarray(found.schedule.inverse_temperatures)[: self.steps + 1]
         process = self._process(density.dim, net_key, b, np.minimum(_UNADJUSTED * sizes, 0.25))
+        ends = sizes[self.steps // self.segments - 1 :: self.steps // self.segments]
+        whitening, ends = found.target.whitening, jnp.asarray(0.7 * ends)
+        sampler = functools.partial(self._sampler, whitening=whitening, sizes=ends)
         if self.iterations:
             places = _cloud(found)
             settings = (found.log_evidence, *places, float(sizes[-1]))
-            process = self._train(found.target, process, train_key, budget, *settings)
-        ends = sizes[self.steps // self.segments - 1 :: self.steps // self.segments]
-        return self._sampler(process, found.target.whitening, jnp.asarray(0.7 * ends))
+            process = self._train(found.target, process, train_key, budget, *settings, sampler)
+        return sampler(process)
 
     def resume(
         self, sampler: PathSampler, density: Density, key: Array, budget: Budget
@@ -173,15 +177,17 @@ class DiffusionSampler(Approximation):
         """Train further what was learned on another density."""
         if not self.iterations:
             return sampler
-        target = Target(density, sampler.whitening)
+        target, process = Target(density, sampler.whitening), sampler.process
+        assert isinstance(process, Process)
         path_key, train_key = jax.random.split(key)
-        x, log_gamma, log_weight = _ends(sampler.process, target, path_key)
+        x, log_gamma, log_weight = _ends(process, target, path_key)
         budget.count(gradients=_ENDS * self.steps, evaluations=_ENDS * self.steps)
         finite = log_weight[np.isfinite(log_weight)]
         log_z = float(np.median(finite)) if finite.size else 0.0
         settings = (log_z, x, log_gamma, float(sampler.sizes[-1]))
-        process = self._train(target, sampler.process, train_key, budget, *settings)
-        return self._sampler(process, sampler.whitening, sampler.sizes)
+        renewed = functools.partial(self._sampler, whitening=sampler.whitening, sizes=sampler.sizes)
+        process = self._train(target, process, train_key, budget, *settings, renewed)
+        return renewed(process)
 
     def skeleton(self, density: Density) -> PathSampler:
         """The shapes."""
@@ -213,6 +219,7 @@ class DiffusionSampler(Approximation):
         places: np.ndarray,
         log_gamma: np.ndarray,
         step: float,
+        sampler: Callable[[Process], PathSampler],
     ) -> Process:
         budget.seconds = budget.seconds if self.seconds is None else self.seconds
         budget.evaluations = self.evaluations
@@ -233,7 +240,8 @@ class DiffusionSampler(Approximation):
             decay=0.99,
             buffer=self.buffer,
         )
-        return train(recipe, target, learned, key, budget, places, log_gamma, step).process
+        settings = (budget, places, log_gamma, step, sampler)
+        return train(recipe, target, learned, key, *settings).process
 
     def _sampler(self, process: Process, whitening: Whitening, sizes: Array) -> PathSampler:
         settings = (self.resamples, float(self.threshold), self.moves)

@@ -27,7 +27,8 @@ inference: controlled Monte Carlo diffusions, ICLR.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import abc
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -35,8 +36,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from quincunx.engine.density import Density
 from quincunx.inference.paths.control import Control, Times
-from quincunx.inference.paths.target import LOG_2PI, Target
+from quincunx.inference.paths.target import LOG_2PI, Target, Whitening
 
 ANNEALED = ("ula", "mcd", "cmcd", "bridge")
 REFERENCE = ("pis", "dds", "dis")
@@ -83,7 +85,65 @@ class Steps(NamedTuple):
     back: Times
 
 
-class Process(eqx.Module):
+class Kernels(eqx.Module):
+    """A pair of kernels for each step, and the densities that they pass.
+
+    What a step needs, and where on the way a density is, are of each class's own kind.
+    """
+
+    @property
+    @abc.abstractmethod
+    def length(self) -> int:
+        """How many steps there are."""
+
+    @property
+    def starts_at_origin(self) -> bool:
+        """Whether p_0 is a point."""
+        return False
+
+    @property
+    def densities(self) -> int:
+        """How many densities are evaluated at a place."""
+        return 1
+
+    @abc.abstractmethod
+    def target(self, density: Density, whitening: Whitening) -> Any:
+        """What is evaluated at all places."""
+
+    def last(self, log_gamma: Array) -> Array:
+        """Log of the density at the end, of all that were evaluated."""
+        return log_gamma
+
+    @abc.abstractmethod
+    def plan(self) -> Any:
+        """What depends on the step alone, for all steps at once."""
+
+    @abc.abstractmethod
+    def start(self, key: Array, n: int) -> Array:
+        """Draws from p_0."""
+
+    @abc.abstractmethod
+    def log_start(self, x: Array) -> Array:
+        """Log p_0; zero where it is a point."""
+
+    @abc.abstractmethod
+    def annealed(self, b: Any, x: Array, log_gamma: Array) -> Array:
+        """Log of the density on the way, not normalised."""
+
+    @abc.abstractmethod
+    def slope(self, b: Any, x: Array, score: Array) -> Array:
+        """Its gradient."""
+
+    @abc.abstractmethod
+    def forward(self, at: Any, x: Array, score: Array) -> tuple[Array, Array]:
+        """Mean and variance of F_k; `at` of one step, or of as many as there are places."""
+
+    @abc.abstractmethod
+    def back(self, at: Any, x: Array, score: Array) -> tuple[Array, Array]:
+        """Mean and variance of B_k, at x' = x_{k+1}."""
+
+
+class Process(Kernels):
     """A pair of kernels for each step, with everything about them that can be learned.
 
     Attributes:
@@ -105,6 +165,11 @@ class Process(eqx.Module):
     increments: Float[Array, " steps"]
     kernel: str = eqx.field(static=True)
     steps: int = eqx.field(static=True)
+
+    @property
+    def length(self) -> int:
+        """How many steps there are."""
+        return self.steps
 
     @property
     def starts_at_origin(self) -> bool:
@@ -150,10 +215,17 @@ class Process(eqx.Module):
         reference = (1 - b) * self.log_reference(x)
         return reference + jnp.where(b > 0, b * log_gamma, 0.0)
 
-    def _score(self, b: Array, x: Array, score: Array) -> Array:
-        clipped = jnp.clip(score, -LIMIT, LIMIT)
+    def target(self, density: Density, whitening: Whitening) -> Target:
+        """What is evaluated at all places."""
+        return Target(density, whitening)
+
+    def slope(self, b: Array, x: Array, score: Array) -> Array:
+        """Gradient of the log of the annealed density."""
         rest = _row(self.mean, x) - x
-        return (1 - b) * rest / _row(jnp.exp(2 * self.log_sd), x) + b * clipped
+        return (1 - b) * rest / _row(jnp.exp(2 * self.log_sd), x) + b * score
+
+    def _score(self, b: Array, x: Array, score: Array) -> Array:
+        return self.slope(b, x, jnp.clip(score, -LIMIT, LIMIT))
 
     def _feature(self, b: Array, x: Array, score: Array) -> Array:
         """For controls that add to a reference process: the score of what is not in it."""
@@ -216,14 +288,14 @@ class Process(eqx.Module):
         here, there = flat(paths.x[:-1]), flat(paths.x[1:])
         to, wide = self.forward(at, here, flat(paths.score[:-1]))
         fro, broad = self.back(at, there, flat(paths.score[1:]))
-        forward = _log_gauss(there - to, wide)
+        forward = log_gauss(there - to, wide)
         if self.starts_at_origin:
             first = _column(at.index, here) == 0
             broad = jnp.where(first, 1.0, broad)
-            backward = _log_gauss(jnp.where(first, 0.0, here - fro), broad)
+            backward = log_gauss(jnp.where(first, 0.0, here - fro), broad)
             backward = jnp.where(at.index == 0, 0.0, backward)
         else:
-            backward = _log_gauss(here - fro, broad)
+            backward = log_gauss(here - fro, broad)
         return forward.reshape(-1, count), backward.reshape(-1, count)
 
     def log_weights(self, paths: Paths) -> Array:
@@ -350,10 +422,11 @@ def _column(column: Array, x: Array) -> Array:
     return column if column.ndim == 0 else column[:, None]
 
 
-def _log_gauss(rest: Array, variance: Array) -> Array:
+def log_gauss(rest: Array, variance: Array) -> Array:
+    """Log density of a Gaussian law with independent coordinates, at `rest` from its mean."""
     wide = jnp.broadcast_to(variance, rest.shape)
     return -0.5 * jnp.sum(rest**2 / wide + jnp.log(wide) + LOG_2PI, axis=-1)
 
 
 def _log_normal(x: Array, mean: Array, variance: Array) -> Array:
-    return _log_gauss(x - _row(mean, x), variance)
+    return log_gauss(x - _row(mean, x), variance)

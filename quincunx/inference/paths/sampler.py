@@ -14,7 +14,8 @@ diffusions, ICLR.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -23,9 +24,9 @@ from jaxtyping import Array, Float
 
 from quincunx.engine.density import Density
 from quincunx.inference.method import Sampler, Weighted
-from quincunx.inference.paths.process import Process, Steps, _log_gauss
+from quincunx.inference.paths.process import Kernels, log_gauss
 from quincunx.inference.paths.resampling import effective_share, systematic
-from quincunx.inference.paths.target import Target, Whitening
+from quincunx.inference.paths.target import Whitening
 
 
 class Particles(NamedTuple):
@@ -33,13 +34,13 @@ class Particles(NamedTuple):
 
     Attributes:
         x: `(n, dim)`.
-        score: gradients of log gamma.
-        log_gamma: log gamma.
+        score: gradients of log gamma, or of the log of each density of a product.
+        log_gamma: log gamma, or the log of each density of a product.
     """
 
     x: Float[Array, "n dim"]
-    score: Float[Array, "n dim"]
-    log_gamma: Float[Array, " n"]
+    score: Float[Array, "n ..."]
+    log_gamma: Float[Array, " n *part"]
 
 
 class PathSampler(Sampler):
@@ -54,7 +55,7 @@ class PathSampler(Sampler):
         moves: steps after each segment.
     """
 
-    process: Process
+    process: Kernels
     whitening: Whitening
     sizes: Float[Array, " segments"]
     resample: bool = eqx.field(static=True)
@@ -73,7 +74,8 @@ class PathSampler(Sampler):
 
     def draw(self, density: Density, key: Array, n: int) -> Weighted:
         """Run n paths."""
-        target, process = Target(density, self.whitening), self.process
+        process = self.process
+        target = process.target(density, self.whitening)
         start_key, key = jax.random.split(key)
         x = process.start(start_key, n)
         log_gamma, score = target.with_score(x)
@@ -89,7 +91,7 @@ class PathSampler(Sampler):
             log_weight = log_weight + ratio
             if not self.resample:
                 return (particles, log_weight), jnp.full(n, jnp.nan, x.dtype)
-            b = plan.after[-1]
+            b = jax.tree.map(lambda leaf: leaf[-1], plan.after)
             level = process.annealed(b, particles.x, particles.log_gamma)
             total = log_weight + level
             known = jnp.any(jnp.isfinite(total))
@@ -104,53 +106,91 @@ class PathSampler(Sampler):
             return (particles, total - jnp.where(jnp.isfinite(level), level, 0.0)), seen
 
         (particles, log_weight), seen = jax.lax.scan(segment, first, parts)
-        log_weight = log_weight + particles.log_gamma
+        log_weight = log_weight + process.last(particles.log_gamma)
         log_weight = jnp.where(jnp.isnan(log_weight), -jnp.inf, log_weight)
         z = self.whitening.position(particles.x)
         return Weighted(z, log_weight, seen if self.resample else None)
 
+    def forwards(self, density: Density, key: Array, n: int) -> Array:
+        """Log weights of n whole paths, nothing resampled."""
+        return dataclasses.replace(self, resample=False).draw(density, key, n).log_weight
+
+    def backwards(self, density: Density, key: Array, z: Array) -> Array:
+        """Log weights of whole paths that end in given places, by the backward kernels."""
+        process = self.process
+        target = process.target(density, self.whitening)
+        x = self.whitening.inverse(z)
+        log_gamma, score = target.with_score(x)
+
+        def step(carry: tuple, at: Any) -> tuple[tuple, None]:
+            (x, score, log_gamma), total = carry
+            mean, variance = process.back(at, x, score)
+            noise = jax.random.normal(jax.random.fold_in(key, at.index), x.shape, x.dtype)
+            back = mean + jnp.sqrt(variance) * noise
+            log_gamma, there = target.with_score(back)
+            to, wide = process.forward(at, back, there)
+            total -= log_gauss(x - to, wide)
+            if process.starts_at_origin:
+                first = at.index == 0
+                broad = jnp.where(first, 1.0, variance)
+                total += jnp.where(first, 0.0, log_gauss(jnp.where(first, 0.0, back - mean), broad))
+            else:
+                total += log_gauss(back - mean, variance)
+            return (Particles(back, there, log_gamma), total), None
+
+        first = (Particles(x, score, log_gamma), process.last(log_gamma))
+        (start, total), _ = jax.lax.scan(step, first, process.plan(), reverse=True)
+        return total - process.log_start(start.x)
+
     def cost(self, n: int) -> tuple[int, int]:
-        """One gradient for each step and move."""
+        """A gradient of each density for each step and move."""
         moves = self.moves * self.segments if self.resample else 0
-        made = n * (self.process.steps + 1 + moves)
+        made = n * (self.process.length + 1 + moves) * self.process.densities
         return made, made
 
     def _steps(
-        self, target: Target, particles: Particles, plan: Steps, key: Array
+        self,
+        target: Any,
+        particles: Particles,
+        plan: Any,
+        key: Array,
     ) -> tuple[Particles, Array]:
         """One segment, and the sum of log B - log F."""
         process = self.process
 
-        def step(carry: tuple, at: Steps) -> tuple[tuple, None]:
+        def step(carry: tuple, at: Any) -> tuple[tuple, None]:
             (x, score, _), total = carry
             mean, variance = process.forward(at, x, score)
             noise = jax.random.normal(jax.random.fold_in(key, at.index), x.shape, x.dtype)
             moved = mean + jnp.sqrt(variance) * noise
             log_gamma, there = target.with_score(moved)
             fro, broad = process.back(at, moved, there)
-            total -= _log_gauss(moved - mean, variance)
+            total -= log_gauss(moved - mean, variance)
             if process.starts_at_origin:
                 first = at.index == 0
                 broad = jnp.where(first, 1.0, broad)
-                total += jnp.where(first, 0.0, _log_gauss(jnp.where(first, 0.0, x - fro), broad))
+                total += jnp.where(first, 0.0, log_gauss(jnp.where(first, 0.0, x - fro), broad))
             else:
-                total += _log_gauss(x - fro, broad)
+                total += log_gauss(x - fro, broad)
             return (Particles(moved, there, log_gamma), total), None
 
-        zero = jnp.zeros_like(particles.log_gamma)
+        zero = jnp.zeros_like(process.last(particles.log_gamma))
         (particles, total), _ = jax.lax.scan(step, (particles, zero), plan)
         return particles, total
 
     def _moved(
-        self, target: Target, particles: Particles, b: Array, size: Array, key: Array
+        self,
+        target: Any,
+        particles: Particles,
+        b: Any,
+        size: Array,
+        key: Array,
     ) -> Particles:
         """Langevin steps with Metropolis' correction that leave the annealed density as it is."""
         process = self.process
 
         def slope(at: Particles) -> Array:
-            wide = jnp.broadcast_to(jnp.exp(2 * process.log_sd), at.x.shape)
-            rest = jnp.broadcast_to(process.mean, at.x.shape) - at.x
-            return (1 - b) * rest / wide + b * at.score
+            return process.slope(b, at.x, at.score)
 
         def reach(start: Particles, end: Particles) -> Array:
             rest = end.x - start.x - size * slope(start)

@@ -27,6 +27,11 @@ class Whitening(eqx.Module):
         """Z for points y, `(..., dim)`."""
         return jnp.broadcast_to(self.mean, y.shape) + y @ self.factor.T
 
+    def inverse(self, z: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
+        """The points y of places z."""
+        rest = (z - jnp.broadcast_to(self.mean, z.shape)).T
+        return jax.scipy.linalg.solve_triangular(self.factor, rest, lower=True).T
+
     @property
     def log_volume(self) -> Array:
         """Log |det factor|."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import functools
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from jaxtyping import Array
 
 from quincunx.inference.paths.buffer import Buffer, empty, search
 from quincunx.inference.paths.losses import THROUGH, Learned, adjoint_matching, loss_on_paths
-from quincunx.inference.paths.process import back_from, simulate
+from quincunx.inference.paths.process import Process, back_from, simulate
 from quincunx.inference.paths.target import Target
 from quincunx.inference.training import Budget
 
@@ -237,6 +238,7 @@ def train(
     cloud: np.ndarray,
     log_gamma: np.ndarray,
     step: float,
+    sampler: Callable[[Process], Any],
 ) -> Learned:
     """Train to the end of the recipe or of the budget.
 
@@ -249,21 +251,24 @@ def train(
         cloud: places to put into the buffer.
         log_gamma: there.
         step: of the local search.
+        sampler: makes a sampler of trained kernels, for those who look on.
 
     Returns:
         The moving average of the parameters at the end.
     """
     dtype = learned.log_z.dtype
     places = (jnp.asarray(cloud, dtype), jnp.asarray(log_gamma, dtype), jnp.asarray(step, dtype))
-    state = begin(recipe, learned, *places)
-    done = 0
+    state = budget.restored(begin(recipe, learned, *places))
+    done = int(state.done)
     made = CHUNK * recipe.batch * (learned.process.steps + 1)
     made += recipe.searched * (recipe.moves + 1) if recipe.local_search else 0
     while done < recipe.iterations:
-        state, seen = chunk(recipe, target, state, jax.random.fold_in(key, done))
-        loss, left_out = jax.device_get(seen)
+        state, sums = chunk(recipe, target, state, jax.random.fold_in(key, done))
+        loss, left_out = jax.device_get(sums)
         done += CHUNK
         budget.count(gradients=made, evaluations=made)
-        if budget.note(done, recipe.iterations, loss=float(loss), skipped=int(left_out)):
+        seen = {"loss": float(loss), "skipped": int(left_out)}
+        look = functools.partial(sampler, state.average.process)
+        if budget.note(done, recipe.iterations, **seen, state=state, now=look):
             break
     return state.average

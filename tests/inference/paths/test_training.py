@@ -1,5 +1,8 @@
 """Training: what it survives, what stops it, what it improves; and what is refused."""
 
+import threading
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +14,9 @@ from quincunx.inference.paths.buffer import empty
 from tests.inference.paths.problems import gaussian_target
 
 SMALL = {"steps": 8, "width": 16, "batch": 64}
+
+
+NORMAL = qx.from_log_density(lambda x: -0.5 * jnp.sum((x - 1) ** 2), np.zeros(2))
 
 
 def poisoned(x):
@@ -33,22 +39,6 @@ def test_training_survives_places_where_the_density_is_nan():
     assert abs(fit.log_evidence.value - exact) < 5 * fit.log_evidence.error
     assert "in training were not finite" in str(fit.verdict)
     assert (fit.posterior["x"].values[..., 0] <= 1.5).all()
-
-
-def test_training_ends_with_its_budget():
-    model = qx.from_log_density(lambda x: -0.5 * jnp.sum(x**2), np.zeros(2))
-    method = qx.DDS(iterations=1000, evaluations=100_000, start="laplace", **SMALL)
-    fit = qx.infer(model, method=method, num_samples=50, progress=False)
-    assert "budget of 100000 evaluations" in fit.verdict.outcome
-    assert fit.costs["evaluations"] < 200_000
-
-
-def test_progress_is_told():
-    model, seen = qx.from_log_density(lambda x: -0.5 * jnp.sum(x**2), np.zeros(2)), []
-    method = qx.DDS(iterations=50, start="laplace", **SMALL)
-    qx.infer(model, method=method, num_samples=50, progress=seen.append)
-    assert seen[-1].done == seen[-1].total == 50
-    assert all(state.phase == "training" for state in seen)
 
 
 def test_moves_leave_the_annealed_density_as_it_is():
@@ -128,3 +118,103 @@ def test_training_evens_out_weights():
         shares.append(fit.importance.share)
     assert shares[1] > 2 * shares[0]
     assert abs(fit.log_evidence.value - reference.log_evidence) < 5 * fit.log_evidence.error
+
+
+LEARNING = qx.CMCD(iterations=100, start="laplace", **SMALL)
+RUN = {"num_samples": 40, "num_chains": 2, "key": 3}
+
+
+class Killed(BaseException):
+    """What a test raises in a training's middle."""
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return qx.infer(NORMAL, method=LEARNING, progress=False, **RUN)
+
+
+def test_training_ends_with_its_budget(whole):
+    limited = qx.CMCD(iterations=100, start="laplace", evaluations=100_000, **SMALL)
+    fit = qx.infer(NORMAL, method=limited, progress=False, **RUN)
+    assert "budget of 100000 evaluations" in fit.verdict.outcome
+    assert 100_000 < fit.costs["warmup_evaluations"] < whole.costs["warmup_evaluations"]
+
+
+def killed_at(steps):
+    def report(progress):
+        if progress.total == 100 and progress.done >= steps:
+            raise Killed
+
+    return report
+
+
+def test_resumed_training_is_the_uninterrupted_one(tmp_path, whole):
+    saver = qx.Checkpoint(tmp_path, every=0.0)
+    settings = {**RUN, "checkpoint": saver}
+    with pytest.raises(Killed):
+        qx.infer(NORMAL, method=LEARNING, progress=killed_at(75), **settings)
+    seen = []
+    settings = {**RUN, "checkpoint": tmp_path, "resume": True}
+    again = qx.infer(NORMAL, method=LEARNING, progress=seen.append, **settings)
+    assert [state.done for state in seen if state.total == 100] == [75, 100]
+    np.testing.assert_array_equal(again.posterior["x"], whole.posterior["x"])
+    assert again.log_evidence == whole.log_evidence
+    for name in ("gradients", "evaluations", "warmup_evaluations"):
+        assert again.costs[name] == whole.costs[name]
+    settings = {**settings, "num_samples": 60}
+    more = qx.infer(NORMAL, method=LEARNING, progress=seen.append, **settings)
+    assert all(state.phase == "training" for state in seen)
+    assert len(seen) == 5  # the sampler has been learned: nothing is trained again
+    assert more.posterior.sizes["draw"] == 60
+    assert more.costs["warmup_gradients"] == whole.costs["warmup_gradients"]
+
+
+def test_training_of_another_run_is_not_continued(tmp_path):
+    settings = {**RUN, "progress": False, "checkpoint": tmp_path}
+    qx.infer(NORMAL, method=LEARNING, **settings)
+    with pytest.raises(qx.CheckpointError, match="resume=True"):
+        qx.infer(NORMAL, method=LEARNING, **settings)
+    with pytest.raises(qx.CheckpointError, match="key"):
+        qx.infer(NORMAL, method=LEARNING, **{**settings, "key": 4}, resume=True)
+
+
+def test_training_in_the_background(whole):
+    held, seen = threading.Event(), threading.Event()
+
+    def report(progress):
+        if progress.total == 100 and progress.done == 50:
+            seen.set()
+            held.wait()
+
+    run = qx.infer(NORMAL, method=LEARNING, progress=report, blocking=False, **RUN)
+    seen.wait()
+    assert run.status().state == "training"
+    assert "50 of 100 steps" in repr(run)
+    asked: list = []
+    asking = threading.Thread(target=lambda: asked.append(run.inspect()))
+    asking.start()
+    while not run._requests:
+        time.sleep(0.01)
+    held.set()
+    fit = run.wait()
+    asking.join()
+    assert run.status().state == "finished"
+    np.testing.assert_array_equal(fit.posterior["x"], whole.posterior["x"])
+    assert asked[0].costs["warmup_gradients"] < fit.costs["warmup_gradients"]
+
+
+def test_cancelled_training_gives_what_was_learned():
+    run: list = []
+    ready = threading.Event()
+
+    def report(progress):
+        ready.wait()
+        if progress.total == 100:
+            run[0].cancel()
+
+    run.append(qx.infer(NORMAL, method=LEARNING, progress=report, blocking=False, **RUN))
+    ready.set()
+    fit = run[0].wait()
+    assert run[0].status().state == "interrupted"
+    assert "cancelled" in fit.verdict.outcome
+    assert fit.posterior.sizes == {"chain": 2, "draw": 40, "x_dim_0": 2}
