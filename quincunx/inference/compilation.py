@@ -42,11 +42,11 @@ def compiling() -> Iterator[Compilation]:
     """Watch how long this thread compiles."""
     spent, thread = Compilation(), threading.get_ident()
 
-    def told(event: str, seconds: float, **details: Any) -> None:
+    def told(event: str, duration_secs: float, **details: Any) -> None:
         del details
         if event.startswith(_COMPILING) and threading.get_ident() == thread:
             end = time.perf_counter()
-            spent.add(end - seconds, end)
+            spent.add(end - duration_secs, end)
 
     jax.monitoring.register_event_duration_secs_listener(told)
     try:

@@ -76,11 +76,11 @@ def against(sample: Sample, standard: Standard) -> Agreement | None:
     mine = sample.values[..., [sample.names.index(name) for name in names]]
     if not np.isfinite(mine).all():
         return None
-    if standard.sample is not None and standard.sample.values is None:
-        return None
     if standard.sample is None:
         found, heavy = Moments.of(mine, sample.ess), np.zeros(len(names), bool)
         return agreement(names, found, standard.moments(names), heavy)
+    if standard.sample.values is None:
+        return None
     theirs = standard.sample.values[..., [standard.sample.names.index(name) for name in names]]
     pooled = np.concatenate([v.reshape(-1, len(names)) for v in (mine, theirs)])
     heavy = heavy_tailed(pooled)
