@@ -1,5 +1,6 @@
 """Comparisons name planted faults, and leave exact methods alone."""
 
+import html
 import json
 
 import jax
@@ -17,6 +18,7 @@ from quincunx.inference.comparison.standard import Sample, Standard
 from quincunx.inference.diagnostics.agreement import Moments, agreement
 from quincunx.inference.diagnostics.discrepancy import SteinTest
 from quincunx.inference.diagnostics.transport import TransportTest
+from quincunx.inference.report import page
 from quincunx.inference.stopping import INTERRUPTED
 from tests.inference.approximate import Gaussian
 from tests.scenarios import SCHOOLS, eight_schools
@@ -125,6 +127,27 @@ def test_costs_are_per_effective_draw(compared, fits):
     assert row["ess_per_second"] == pytest.approx(ess / fit.costs["sample_seconds"])
     assert np.isnan(compared.table["ess_per_gradient"]["gaussian"])
     assert compared.table["peak_mib"].isna().all()
+
+
+FAULTS = {
+    "short": "beta[",
+    "coarse": "log sd of '",
+    "halved": "log sd of '",
+    "stuck": "never moved",
+}
+
+
+@pytest.mark.parametrize(("name", "words"), FAULTS.items())
+def test_table_and_page_tell_of_planted_faults(compared, name, words):
+    row = compared.table.loc[name]
+    assert row["result"] == "differs" or row["verdict"] == "failed"
+    told = html.unescape("".join(page._reasons(compared)))
+    lines = [line for line in told.split("<li>") if line.startswith(f"{name}: ")]
+    assert words in "".join(lines)
+    cells = page._judgement(compared).split("<tr>")
+    mine = next(line for line in cells if f'scope="row" class="text">{name}<' in line)
+    assert f">{row['result']}</td>" in mine
+    assert f">{row['verdict']}</td>" in mine
 
 
 def test_what_it_prints(compared):
@@ -310,11 +333,17 @@ def test_slow_chains_are_not_taken_for_wrong_ones(autoregressive):
     assert wrong.table["result"]["off"] == "differs"
 
 
-def test_few_effective_draws_cannot_tell(autoregressive):
-    fits = {"few": autoregressive(1, length=40, rho=0.5), "other": autoregressive(101)}
-    found = qx.compare(fits, reference="other")
-    assert found.table["result"]["few"] == "cannot tell"
-    assert "it would not show" in found.reasons["few"][0]
+@pytest.mark.parametrize(("error", "word"), [(0.1, "agrees"), (0.2, "cannot tell")])
+def test_few_effective_draws_cannot_tell(autoregressive, error, word):
+    """Half a posterior sd must be beyond some three standard errors."""
+    moments = Moments(np.zeros(1), np.ones(1), np.full(1, error), np.full(1, 0.01))
+    agreed = agreement(["m"], moments, moments._replace(mean_error=np.zeros(1)), np.zeros(1, bool))
+    standard = Standard("trusted answers", means={"m": 0.0}, sds={"m": 1.0})
+    fit = autoregressive(1)
+    found, reasons = decide(fit, standard, agreed, None, None, is_reference=False)
+    assert found == word
+    if word == "cannot tell":
+        assert "the mean of 'm' could be off by 0.64 and it would not show" in reasons[0]
 
 
 def test_runs_that_ended_in_their_warm_up_have_no_figures(autoregressive, tmp_path):
