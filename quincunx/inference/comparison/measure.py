@@ -109,8 +109,11 @@ def stein(
     )
     if not np.isfinite(score).all():
         return None
-    x = white.positions(z)
-    return stein_test(x, white.scores(score), np.arange(len(z)) // BLOCK, rng)
+    x, scores = white.positions(z), white.scores(score)
+    if sample.ess is None:
+        return stein_test(x, scores, np.arange(len(z)) // BLOCK, rng)
+    copies = np.unique(z, axis=0, return_inverse=True)[1].reshape(-1)
+    return stein_test(x, scores, copies, rng, within=False)
 
 
 def _part(sample: Sample) -> np.ndarray:
@@ -316,7 +319,8 @@ def decide(
     if is_reference:
         return REFERENCE, ()
     if fit.verdict.status == "failed":
-        return UNSURE, (f"The fit has failed: {fit.verdict.reasons[0]}",)
+        ended = f" It ended early: {fit.verdict.outcome}." if fit.verdict.outcome else ""
+        return UNSURE, (f"The fit has failed: {fit.verdict.reasons[0]}{ended}",)
     if standard is None:
         return UNSURE, ("There is no reference to compare with.",)
     if standard.status == "failed":

@@ -110,7 +110,10 @@ def number(value: float) -> str:
 
 def cell(row: Mapping[str, Any], column: str) -> str:
     """What a table shows of a column in a row, with the parameter that is worst."""
-    shown = number(float(row[column]))
+    value = float(row[column])
+    if column == "log_evidence" and np.isfinite(value):
+        return f"{value:.2f} ± {float(row['log_evidence_error']):.1g}"
+    shown = number(value)
     parameter = row[_PARAMETERS[column]] if column in _PARAMETERS else ""
     return f"{shown} ({parameter})" if parameter else shown
 

@@ -95,7 +95,7 @@ class Sample:
         if ess is None:
             kept = thinned(number, chains, slowest(z))
         else:
-            kept = thinned(number * chains, 1, 2.0 * min(ess, number * chains))
+            kept = thinned(number * chains, 1, min(ess, number * chains))
         return cls(names, values, ess, z, kept)
 
     @property
