@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from scipy import stats
 
 import quincunx as qx
 import quincunx.distributions as dist
@@ -418,6 +419,7 @@ def test_exact_methods_without_fault_are_not_called_different():
 
 @pytest.mark.slow
 def test_exact_methods_on_eight_schools_are_not_called_different():
+    """At most as many of sixty as a level of 1 % gives with probability 0.95."""
     words = []
     for key in range(20):
         found = qx.compare(
@@ -426,7 +428,8 @@ def test_exact_methods_on_eight_schools_are_not_called_different():
         )  # fmt: skip
         words += found.table["result"].tolist()
         print(found.reasons)
-    assert "differs" not in words
+    print(json.dumps(words))
+    assert words.count("differs") <= stats.binom.isf(0.05, len(words), 0.01)
 
 
 @pytest.mark.slow

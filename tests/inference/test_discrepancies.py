@@ -124,8 +124,8 @@ def p_values(rho, dim, repetitions, length=600):
 @pytest.mark.parametrize("dim", [2, 10])
 def test_null_bands_hold_their_level(rho, dim):
     """At most as many rejections as a level of 5 % gives with probability 0.999."""
-    repetitions = 200
-    rejected = np.sum(p_values(rho, dim, repetitions) <= 0.05, axis=0)
+    repetitions, length = 200, 2000 if rho == 0.9 else 600
+    rejected = np.sum(p_values(rho, dim, repetitions, length) <= 0.05, axis=0)
     assert (rejected <= stats.binom.isf(1e-3, repetitions, 0.05)).all(), rejected
 
 
