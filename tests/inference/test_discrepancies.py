@@ -157,7 +157,7 @@ def test_copies_of_resampled_draws_are_not_taken_for_another_law(rng):
     """Weights of uniform draws make a normal law of them; one draw is there many times over."""
     p_values, naive = [], []
     for _ in range(20):
-        x = rng.uniform(-4, 4, size=(300, 1))
+        x = rng.uniform(-8, 8, size=(300, 1))
         weight = np.exp(-0.5 * x[:, 0] ** 2)
         x = x[rng.choice(300, size=200, p=weight / weight.sum())]
         copies = np.unique(x, return_inverse=True)[1].reshape(-1)
@@ -165,7 +165,7 @@ def test_copies_of_resampled_draws_are_not_taken_for_another_law(rng):
         naive.append(stein_test(x, -x, np.arange(200) // BLOCK, rng).p_value)
     assert np.mean(np.array(p_values) <= 0.05) <= 0.2
     assert np.median(p_values) > 0.15
-    assert np.median(naive) < 0.05
+    assert np.mean(np.array(naive) <= 0.05) > 0.4
     wrong = 0.7 * rng.normal(size=(200, 1))
     assert stein_test(wrong, -wrong, np.arange(200), rng, within=False).p_value < 0.01
 
