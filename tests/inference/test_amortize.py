@@ -1,18 +1,25 @@
 """Amortised samplers: exact evidence, invariances, the repair ladder, saving, and refusals."""
 
+import json
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import gammaln
-from scipy.stats import kstest
+from scipy.stats import kstest, multivariate_normal
 
 import quincunx as qx
 import quincunx.distributions as dist
+from quincunx.inference.amortized import novelty as novelties
+from quincunx.inference.amortized.answers import Draws, draw
 from quincunx.inference.amortized.encoder import Encoder, Scale
+from quincunx.inference.amortized.given import given
 from quincunx.inference.amortized.heads import Flow, Mixture
 from quincunx.inference.amortized.inputs import Inputs, Layout, Rows
+from quincunx.inference.amortized.network import build, skeleton
+from quincunx.inference.amortized.repair import by_chains
 from quincunx.inference.amortized.report import uniformity, weighted_ranks
 from quincunx.inference.amortized.sources import source_of
 from quincunx.inference.amortized.training import as_training, loss_of
@@ -70,6 +77,13 @@ def amortized(told):
 
 
 @pytest.fixture(scope="module")
+def pathwise():
+    training = qx.Training(steps=700, batch_size=64)
+    options = {"rows": (LEAST, MOST), "width": 32, "head": "paths", "progress": False}
+    return qx.amortize(regression, designs, budget=training, **options)
+
+
+@pytest.fixture(scope="module")
 def fits(amortized):
     return [amortized(data, num_samples=4000, repair="weights") for data in DATA]
 
@@ -88,6 +102,31 @@ def test_weighted_draws_have_the_exact_posterior_mean(fits):
     draws = fits[4].posterior["w"]
     error = draws.std(("chain", "draw")) / fits[4].importance.ess ** 0.5
     assert np.all(np.abs(draws.mean(("chain", "draw")) - mean) < 5 * error)
+
+
+def moments(x, y):
+    """Exact posterior means and standard deviations of `regression`'s weights."""
+    X = np.column_stack([np.ones_like(x), x])
+    precision = np.eye(2) / SPREAD + X.T @ X
+    mean = np.linalg.solve(precision, X.T @ y)
+    shape, rate = SHAPE + len(y) / 2, RATE + 0.5 * (y @ y - mean @ precision @ mean)
+    return mean, np.sqrt(rate / (shape - 1) * np.diag(np.linalg.inv(precision)))
+
+
+def test_fifty_posteriors_have_the_exact_means_and_standard_deviations(amortized):
+    errors, shares = [], []
+    for seed in range(100, 150):
+        data = simulated(seed, LEAST + seed % (MOST - LEAST + 1))
+        fit = amortized(data, num_samples=4000, repair="weights", key=seed)
+        weight = np.exp(fit._draws.log_weight[0] - fit._draws.log_weight.max())
+        w, weight = fit.tree["weighted_posterior"]["w"].values[0], weight / weight.sum()
+        mean, sd = moments(**data)
+        found = weight @ w
+        spread = np.sqrt(weight @ (w - found) ** 2)
+        errors.append(np.concatenate([(found - mean) / sd, spread / sd - 1]))
+        shares.append(fit.importance.share)
+    assert np.sqrt(np.mean(np.square(errors), axis=0)).max() < 0.05
+    assert np.mean(shares) > 0.5
 
 
 def test_the_fit_is_of_the_data_as_given(fits):
@@ -143,7 +182,7 @@ def test_heads_draw_from_their_density(head, dim):
         z, log_q = density.draw(key, context, 4000)
         wide = 2.0 * jax.random.normal(jax.random.key(6), (20000, dim), jnp.float32)
         log_wide = jnp.sum(-0.5 * (wide / 2) ** 2 - jnp.log(2 * jnp.sqrt(2 * jnp.pi)), axis=1)
-        at = jax.vmap(lambda z: density.log_prob(z, context))
+        at = jax.vmap(lambda z: density.log_prob(z, context, key))
         return z, log_q, at(z), jnp.exp(at(wide) - log_wide), wide
 
     z, log_q, again, weights, wide = map(np.asarray, run(density, jax.random.key(5)))
@@ -155,6 +194,151 @@ def test_heads_draw_from_their_density(head, dim):
         moment = weights * column
         error = np.hypot(moment.std() / len(moment) ** 0.5, drawn.std() / len(drawn) ** 0.5)
         assert abs(moment.mean() - drawn.mean()) < 5 * error
+
+
+@eqx.filter_jit
+def look_at_paths(head, context, key):
+    """Ends of paths with log r, and points of a wide law with log r of paths back from them."""
+    forwards, points, backwards = jax.random.split(key, 3)
+    z, log_r = head.draw(forwards, context, 40000)
+    wide = 3.0 * jax.random.normal(points, z.shape, z.dtype)
+    log_wide = jnp.sum(-0.5 * (wide / 3) ** 2 - jnp.log(3 * jnp.sqrt(2 * jnp.pi)), axis=1)
+    keys = jax.random.split(backwards, len(wide))
+    back = jax.vmap(lambda z, key: head.log_prob(z, context, key))(wide, keys)
+    return (
+        z,
+        log_r,
+        wide,
+        back - log_wide,
+        jax.vmap(lambda z: head.base.log_prob(z, context, key))(z),
+    )
+
+
+@qx.model
+def two_means(x, y):
+    mu = qx.sample("mu", dist.Normal(0, 1))
+    nu = qx.sample("nu", dist.Normal(mu, 1))
+    with qx.plate("row", x, y) as (x, y):
+        qx.sample("x", dist.Normal(mu, 1), obs=x)
+        qx.sample("y", dist.Normal(nu, 1), obs=y)
+
+
+@pytest.fixture(scope="module")
+def untrained():
+    """Where data sets of `two_means` come from, and a path sampler with random networks."""
+    example = {"x": np.zeros(3), "y": np.zeros(3)}
+    source = source_of(two_means, example, (1, 3), jax.random.key(0), checked=False)
+    rng = np.random.default_rng(0)
+
+    def drawn(leaf):
+        if not isinstance(leaf, jax.ShapeDtypeStruct):
+            return leaf
+        return jnp.asarray(0.1 * rng.normal(size=leaf.shape).astype(leaf.dtype))
+
+    def known(network):
+        scales, process = network.encoder.row_scales[0], network.head.process
+        zeros = (network.location, scales.centre, process.mean, process.log_sd)
+        return *zeros, network.scale, scales.spread, process.log_size
+
+    network = jax.tree.map(drawn, skeleton(source, "paths", 6))
+    values = [
+        jnp.asarray(value, leaf.dtype) + 0 * leaf
+        for leaf, value in zip(known(network), (0, 0, 0, 0, 1, 1, -1.5), strict=True)
+    ]
+    ramp = jnp.linspace(0, -1.5, len(values[-1]), dtype=values[-1].dtype)
+    values[-1] = values[-1] + ramp[:, None]
+    return source, eqx.tree_at(known, network, values)
+
+
+CONTEXT = jnp.asarray([0.4, -0.9, 0.2, 0.6, -0.3, 0.1], jnp.float32)
+
+
+def test_paths_without_control_have_the_density_of_their_base(untrained):
+    def last(head):
+        control = head.process.control
+        layers = (control.last, control.gates.layers[-1])
+        return [part for layer in layers for part in (layer.weight, layer.bias)]
+
+    head = eqx.tree_at(last, untrained[1].head, replace_fn=jnp.zeros_like)
+    _, log_r, _, _, log_base = look_at_paths(head, CONTEXT, jax.random.key(5))
+    np.testing.assert_allclose(log_r, log_base, atol=1e-3)
+
+
+def test_paths_of_random_networks_weigh_exactly_forwards_and_backwards(untrained):
+    """For paths drawn forwards, p / r has the mean one; drawn backwards, r integrates to one."""
+    found = look_at_paths(untrained[1].head, CONTEXT, jax.random.key(5))
+    z, log_r, wide, log_ratio, log_base = (np.asarray(part, float) for part in found)
+    assert np.std(log_r - log_base) > 0.15
+    centre, scale = z.mean(0), 0.7 * z.std(0)
+    log_p = np.sum(-0.5 * ((z - centre) / scale) ** 2 - np.log(scale * np.sqrt(2 * np.pi)), axis=1)
+    for weight in (np.exp(log_p - log_r), np.exp(log_ratio)):
+        error = weight.std() / len(weight) ** 0.5
+        assert abs(weight.mean() - 1) < 4 * error < 0.1
+    for power in (1, 2):
+        moment = np.exp(log_ratio)[:, None] * wide**power
+        spread = np.hypot(moment.std(0), (z**power).std(0)) / len(z) ** 0.5
+        assert np.all(np.abs(moment.mean(0) - (z**power).mean(0)) < 5 * spread)
+
+
+def test_the_mean_weight_of_an_untrained_path_sampler_is_the_evidence(untrained):
+    source, network = untrained
+    rng = np.random.default_rng(3)
+    for rows in (1, 3):
+        x, y = 0.5 * rng.normal(size=(2, rows))
+        data = given(two_means, source, {"x": x, "y": y}, None)
+        settings = (novelties.blank(6), data.held, data.counts, jax.random.key(rows), 40000)
+        found = jax.device_get(draw(network, *settings))
+        prior = np.array([[1.0, 1.0], [1.0, 2.0]])
+        covariance = np.kron(prior, np.ones((rows, rows))) + np.eye(2 * rows)
+        log_z = multivariate_normal(cov=covariance).logpdf(np.concatenate([x, y]))
+        weight = np.exp(found.log_weight - log_z)
+        error = weight.std() / len(weight) ** 0.5
+        assert abs(weight.mean() - 1) < 4 * error < 0.1
+        precision = np.linalg.inv(prior) + rows * np.eye(2)
+        for name, exact in zip(
+            ("mu", "nu"), np.linalg.solve(precision, [x.sum(), y.sum()]), strict=True
+        ):
+            off = weight * (found.values[name] - exact)
+            assert abs(off.mean()) < 4 * off.std() / len(off) ** 0.5
+
+
+@pytest.mark.slow
+def test_trained_paths_answer_exactly_and_better_than_a_gaussian(pathwise):
+    errors, shares, plain = [], [], []
+    base = eqx.tree_at(lambda network: network.head, pathwise.network, pathwise.network.head.base)
+    for seed in range(100, 120):
+        data = simulated(seed, LEAST + seed % (MOST - LEAST + 1))
+        fit = pathwise(data, num_samples=4000, repair="weights", key=seed)
+        mean, sd = moments(**data)
+        draws = fit.posterior["w"]
+        error = draws.std(("chain", "draw")).values / fit.importance.ess**0.5
+        assert np.all(np.abs(draws.mean(("chain", "draw")) - mean) < 5 * error)
+        found = fit.log_evidence
+        assert abs(found.value - evidence(**data)) < 5 * found.error < 0.5
+        errors.append(draws.std(("chain", "draw")).values / sd - 1)
+        shares.append(fit.importance.share)
+        held = given(regression, pathwise._source, data, None)
+        settings = (pathwise._novelty, held.held, held.counts, jax.random.key(seed), 4000)
+        log_weight = jax.device_get(draw(base, *settings)).log_weight
+        weight = np.exp(log_weight - log_weight.max())
+        plain.append(weight.sum() ** 2 / np.sum(weight**2) / len(weight))
+    assert np.sqrt(np.mean(np.square(errors))) < 0.05
+    assert np.mean(shares) > 0.5
+    assert np.mean(shares) > np.mean(plain)
+
+
+@pytest.mark.slow
+def test_trained_paths_are_saved_and_trained_further(pathwise, tmp_path):
+    path = tmp_path / "paths.qx"
+    pathwise.save(path)
+    again = qx.load_amortized(path, regression, designs)
+    one, two = (each(DATA[1], key=3, repair="weights")._draws for each in (pathwise, again))
+    np.testing.assert_array_equal(one.z, two.z)
+    np.testing.assert_array_equal(one.log_weight, two.log_weight)
+    assert again._settings["head"] == "paths"
+    further = again.train(qx.Training(steps=10, batch_size=64), progress=False)
+    assert further.report.steps == 710
+    assert further.report.rank_p > 1e-3
 
 
 def test_training_lowers_the_held_out_loss_and_reports(amortized, told):
@@ -210,9 +394,44 @@ def test_data_unlike_the_simulated_ones_go_to_chains(amortized):
     assert np.all(np.abs(table["mean"] - mean) < 5 * table["mcse_mean"])
 
 
+LONG, NARROW = 30.0, 0.03
+ROTATION = np.array([[0.8, -0.6], [0.6, 0.8]])
+
+
+@qx.model
+def valley(y):
+    """A Gaussian whose principal axes are a thousand to one."""
+    u = qx.sample("u", dist.Normal(0, LONG).expand([2]).to_event(1))
+    along, across = jnp.asarray(ROTATION.T) @ u
+    qx.sample("y", dist.Normal(jnp.stack([along, across]), jnp.array([LONG, NARROW])), obs=y)
+
+
+def test_chains_take_their_mass_matrix_from_the_draws():
+    rng = np.random.default_rng(0)
+    scales = np.array([LONG / 2**0.5, NARROW])
+    z = 1.5 * (rng.normal(size=(1000, 2)) * scales) @ ROTATION.T
+    density = source_of(valley, {"y": np.zeros(2)}, None, jax.random.key(0), checked=False).density
+    found = Draws(z, np.zeros(1000), np.zeros(1000), {"u": z}, np.asarray(0.5))
+    data = {"y": np.zeros(2)}
+    settings = (0.9, 1000, jax.random.key(1), 1000, None)
+    with pytest.warns(qx.ModelWarning, match="Pareto k of the weights is 0.90"):
+        fit = by_chains(valley, data, density, found, *settings)
+    stats = fit.tree["sample_stats"]
+    assert stats["n_steps"].mean() < 8
+    assert fit.costs["warmup_gradients"] < 4 * 300 * 12
+    axes = fit.posterior["u"].values.reshape(-1, 2) @ ROTATION
+    np.testing.assert_allclose(axes.std(0), scales, rtol=0.15)
+    assert np.all(np.abs(axes.mean(0)) < 5 * scales / 300**0.5)
+    assert fit.posterior.sizes["draw"] == 250
+    assert (
+        json.loads(fit.tree["posterior"].attrs["settings"])
+        == qx.NUTS(mass_matrix="dense").settings()
+    )
+
+
 @pytest.mark.slow
 def test_middling_weights_make_more_draws_and_poor_ones_chains(amortized, monkeypatch):
-    from quincunx.inference.amortized import sampler
+    from quincunx.inference.amortized import repair, sampler
 
     ks = iter([0.6, 0.4, 0.6, 0.8])
     smoothed = sampler.pareto_smoothed
@@ -230,7 +449,7 @@ def test_middling_weights_make_more_draws_and_poor_ones_chains(amortized, monkey
         starts.append(init)
         return fit
 
-    monkeypatch.setattr(sampler, "infer", chains)
+    monkeypatch.setattr(repair, "infer", chains)
     with pytest.warns(qx.ModelWarning, match="Pareto k of the weights is 0.80"):
         replaced = amortized(DATA[0], num_samples=500)
     assert replaced.tree["posterior"].attrs["answered_by"] == "nuts"
@@ -268,9 +487,10 @@ def test_steps_that_are_not_finite_and_data_sets_that_are_not_are_left_out(amort
     drawn = jax.jit(jax.vmap(source))(jax.random.split(jax.random.key(0), 4))
     inputs = jax.vmap(source.inputs)(drawn)
     z = drawn.z.at[1].set(jnp.inf)
-    whole, out = eqx.filter_jit(loss_of)(amortized.network, z, inputs)
+    keys = jax.random.split(jax.random.key(1), 4)
+    whole, out = eqx.filter_jit(loss_of)(amortized.network, z, inputs, keys)
     kept = jnp.array([0, 2, 3])
-    parts = jax.tree.map(lambda leaf: leaf[kept], (drawn.z, inputs))
+    parts = jax.tree.map(lambda leaf: leaf[kept], (drawn.z, inputs, keys))
     assert int(out) == 1
     assert float(whole) == pytest.approx(
         float(eqx.filter_jit(loss_of)(amortized.network, *parts)[0]), rel=1e-5
@@ -325,6 +545,31 @@ def test_data_of_another_form_are_refused(amortized):
         amortized(DATA[0], repair="never")
     with pytest.raises(qx.MethodError, match="at least 5"):
         amortized(DATA[0], num_samples=2)
+    with pytest.raises(
+        qx.MethodError, match="num_simulations=0` must be an integer of at least 10"
+    ):
+        amortized.validate(0)
+    hole = {"x": np.zeros(5), "y": np.array([0.0, np.nan, 1.0, np.inf, 0.0])}
+    with pytest.raises(qx.ModelError, match="'y' has 2 entries that are NaN or infinite"):
+        amortized(hole, repair="weights")
+
+
+def test_simulators_that_do_not_follow_their_key_are_refused():
+    rng = np.random.default_rng(0)
+
+    def simulate(key):
+        return {"x": rng.normal(size=5), "y": np.zeros(5)}
+
+    with pytest.raises(qx.MethodError, match="different data for the same key"):
+        qx.amortize(regression, simulate, budget=1, progress=False)
+
+
+@pytest.mark.slow
+def test_data_sets_that_are_mostly_not_finite_are_refused():
+    example = {"x": np.array([0.0, 1.0, np.inf]), "y": np.zeros(3)}
+    source = source_of(regression, example, None, jax.random.key(0), checked=False)
+    with pytest.raises(qx.ModelError, match="512 data sets .* only 0 are finite"):
+        build(source, "mixture", 8, jax.random.key(0))
 
 
 @qx.model

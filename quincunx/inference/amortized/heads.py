@@ -11,8 +11,21 @@ knots are a function of the other half and c:
 
     log q(z | c) = log N(e; 0, I) - log |det dT/de|.
 
+Paths: z = m + P^{-1} x_K, with m and P as above for K = 1, and x_0 ... x_K a path of the kernels
+F_k and B_k of `dds` in `quincunx.inference.paths.process`, whose control sees c:
+
+    log q(z, x_0 ... x_{K-1} | c) = log N(x_0; 0, I) + sum_k log F_k(x_{k+1} | x_k, c) + log |P|.
+
+The density of z alone has no closed form. Of a path, q over the law of the path back from z,
+
+    r = N(x_0; 0, I) |P| prod_k F_k(x_{k+1} | x_k, c) / B_k(x_k | x_{k+1}),
+
+is known, and that is all that weights need: for x_0 ... x_K drawn forwards, the mean of p(z) / r is
+the integral of p whatever the networks are; for paths drawn backwards from z, the mean of r is
+q(z | c), so that E log r <= log q(z | c), which is what training raises.
+
 Bishop (1994), Mixture density networks; Durkan, Bekasov, Murray and Papamakarios (2019), Neural
-spline flows, NeurIPS.
+spline flows, NeurIPS; Vargas, Grathwohl and Doucet (2023), Denoising diffusion samplers, ICLR.
 """
 
 from __future__ import annotations
@@ -26,22 +39,27 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from quincunx.inference.paths.process import Process, back_from, make, simulate
+
 _WIDEST = 6.0  # |log of a scale|, in prior standard deviations, beyond which it hardly goes
 _COMPONENTS, _LAYERS, _KNOTS, _INTERVAL = 8, 5, 8, 5.0
+_STEPS = 16  # of a path
 
 
 class Head(eqx.Module):
     """A conditional density."""
 
     @abc.abstractmethod
-    def log_prob(self, z: Float[Array, " dim"], context: Float[Array, " width"]) -> Array:
-        """Log density at a point."""
+    def log_prob(
+        self, z: Float[Array, " dim"], context: Float[Array, " width"], key: Array
+    ) -> Array:
+        """Log density at a point, or that of a path to it that the key fixes."""
 
     @abc.abstractmethod
     def draw(
         self, key: Array, context: Float[Array, " width"], n: int
     ) -> tuple[Float[Array, "n dim"], Float[Array, " n"]]:
-        """Independent draws and their log density."""
+        """Independent draws and their log density, or that of the paths to them."""
 
 
 class Mixture(Head):
@@ -61,7 +79,7 @@ class Mixture(Head):
         bias = jnp.zeros(size, jnp.float32).at[start : start + components * dim].set(means.ravel())
         self.affine = eqx.tree_at(lambda layer: layer.bias, affine, bias)
 
-    def _parts(self, context: Array) -> tuple[Array, Array, Array, Array]:
+    def parts(self, context: Array) -> tuple[Array, Array, Array, Array]:
         """Log weights, means, triangular factors of the precisions and their log determinants."""
         count, dim = self.components, self.dim
         raw = self.affine(context)
@@ -76,9 +94,10 @@ class Mixture(Head):
         determinant = jnp.sum(log_diagonal, axis=1)
         return jax.nn.log_softmax(logits), means.reshape(count, dim), factor, determinant
 
-    def log_prob(self, z: Array, context: Array) -> Array:
+    def log_prob(self, z: Array, context: Array, key: Array) -> Array:
         """Log density at a point."""
-        return self._at(z, *self._parts(context))
+        del key
+        return self._at(z, *self.parts(context))
 
     def _at(self, z: Array, weights: Array, means: Array, factor: Array, volume: Array) -> Array:
         whitened = jnp.einsum("kij,kj->ki", factor, z[None] - means)
@@ -89,9 +108,8 @@ class Mixture(Head):
     def draw(self, key: Array, context: Array, n: int) -> tuple[Array, Array]:
         """Independent draws and their log density."""
         which, noise = jax.random.split(key)
-        parts = weights, means, factor, _ = self._parts(context)
-        eye = jnp.broadcast_to(jnp.eye(self.dim, dtype=means.dtype), factor.shape)
-        spread = jax.lax.linalg.triangular_solve(factor, eye, left_side=True, lower=True)
+        parts = weights, means, factor, _ = self.parts(context)
+        spread = _inverse(factor)
         chosen = jax.random.categorical(which, weights, shape=(n,))
         e = jax.random.normal(noise, (n, self.dim), means.dtype)
         z = means[chosen] + jnp.einsum("nij,nj->ni", spread[chosen], e)
@@ -120,8 +138,9 @@ class Flow(Head):
         )
         self.dim, self.bijection = dim, flow.bijection
 
-    def log_prob(self, z: Array, context: Array) -> Array:
+    def log_prob(self, z: Array, context: Array, key: Array) -> Array:
         """Log density at a point."""
+        del key
         z, context = _wide(z), _wide(context)
         e, log_jacobian = self.bijection.inverse_and_log_det(z, context)
         return _standard(e) + log_jacobian
@@ -136,6 +155,83 @@ class Flow(Head):
             return z, _standard(e) - log_jacobian
 
         return jax.vmap(one)(e)
+
+
+class Paths(Head):
+    """Paths of a diffusion, in coordinates in which a Gaussian approximation is standard.
+
+    Attributes:
+        base: the Gaussian approximation.
+        process: the kernels.
+        shifts: maps the context into both hidden layers of the control.
+    """
+
+    base: Mixture
+    process: Process
+    shifts: eqx.nn.Linear
+
+    def __init__(self, dim: int, width: int, key: Array, steps: int = _STEPS) -> None:
+        first, second, third = jax.random.split(key, 3)
+        self.base = Mixture(dim, width, first, components=1)
+        made = make("dds", dim, steps, width, second, gate=0.0)
+        unused = jax.tree.map(_zeros, made.backward)
+        made = eqx.tree_at(lambda process: process.backward, made, unused)
+        self.process = jax.tree.map(
+            lambda leaf: leaf.astype(jnp.float32) if eqx.is_inexact_array(leaf) else leaf, made
+        )
+        self.shifts = eqx.nn.Linear(width, 2 * width, dtype=jnp.float32, key=third)
+
+    def log_prob(self, z: Array, context: Array, key: Array) -> Array:
+        """Log r of a path back from a point; the key fixes the path."""
+        process, mean, factor, log_volume = self._at(context)
+        x = factor @ (z - mean)
+        paths = back_from(process, Unscored(), key, x[None], differentiable=True)
+        return log_volume - process.log_weights(paths)[0]
+
+    def draw(self, key: Array, context: Array, n: int) -> tuple[Array, Array]:
+        """Ends of independent paths and their log r."""
+        process, mean, factor, log_volume = self._at(context)
+        paths = simulate(process, Unscored(), key, n)
+        z = mean[None] + paths.x[-1] @ _inverse(factor).T
+        return z, log_volume - process.log_weights(paths)
+
+    def _at(self, context: Array) -> tuple[Process, Array, Array, Array]:
+        """The kernels, m, P and log |P| of a data set."""
+        _, means, factor, log_volume = self.base.parts(context)
+        place, hidden = jnp.split(self.shifts(context), 2)
+        fixed = lambda process: (process.mean, process.log_sd, process.control.gates)  # noqa: E731
+        process = eqx.tree_at(
+            fixed, self.process, replace_fn=lambda part: jax.tree.map(_constant, part)
+        )
+        biases = lambda process: (process.control.place.bias, process.control.hidden.bias)  # noqa: E731
+        shifted = [
+            bias + shift for bias, shift in zip(biases(process), (place, hidden), strict=True)
+        ]
+        return eqx.tree_at(biases, process, shifted), means[0], factor[0], log_volume[0]
+
+
+class Unscored(eqx.Module):
+    """No density: kernels that learn from draws know nothing of one."""
+
+    def with_score(
+        self, y: Float[Array, "n dim"]
+    ) -> tuple[Float[Array, " n"], Float[Array, "n dim"]]:
+        """Zeros."""
+        return jnp.zeros(y.shape[0], y.dtype), jnp.zeros_like(y)
+
+
+def _zeros(leaf: Any) -> Any:
+    return jnp.zeros_like(leaf) if eqx.is_array(leaf) else leaf
+
+
+def _constant(leaf: Any) -> Any:
+    return jax.lax.stop_gradient(leaf) if eqx.is_inexact_array(leaf) else leaf
+
+
+def _inverse(factor: Array) -> Array:
+    """Inverses of lower triangular matrices."""
+    eye = jnp.broadcast_to(jnp.eye(factor.shape[-1], dtype=factor.dtype), factor.shape)
+    return jax.lax.linalg.triangular_solve(factor, eye, left_side=True, lower=True)
 
 
 def _wide(values: Array) -> Array:

@@ -8,7 +8,8 @@ It is trained on pairs (z, y) from the model, by minimising
 
     E[ -log q(z | y) ] = E[ KL( p(z | y) || q(z | y) ) ] + const,
 
-which makes q cover the posterior, as importance weights need.
+which makes q cover the posterior, as importance weights need. Where q is of paths that end in z,
+log q of a random path back from z takes its place, whose mean is no more than log q(z | y).
 
 Papamakarios and Murray (2016), Fast epsilon-free inference of simulation models with Bayesian
 conditional density estimation, NeurIPS; Cranmer, Brehmer and Louppe (2020), The frontier of
@@ -27,12 +28,11 @@ from jaxtyping import Array, Float
 
 from quincunx.engine.errors import MethodError, ModelError
 from quincunx.inference.amortized.encoder import Encoder, Scale
-from quincunx.inference.amortized.heads import Flow, Head, Mixture
+from quincunx.inference.amortized.heads import Flow, Head, Mixture, Paths
 from quincunx.inference.amortized.inputs import Inputs, Layout
 from quincunx.inference.amortized.sources import Simulated, Source
-from quincunx.inference.method import one_of
 
-HEADS = ("auto", "mixture", "flow")
+HEADS = ("auto", "mixture", "flow", "paths")
 _MIXTURE, _MOST = 12, 50  # parameters up to which a mixture is best, and a head any good
 _PILOT = 512  # data sets that scales are taken from
 
@@ -52,12 +52,12 @@ class Network(eqx.Module):
     location: Float[Array, " dim"]
     scale: Float[Array, " dim"]
 
-    def log_prob(self, z: Float[Array, " dim"], inputs: Inputs) -> Float[Array, ""]:
-        """Log q(z | data), in single precision."""
+    def log_prob(self, z: Float[Array, " dim"], inputs: Inputs, key: Array) -> Float[Array, ""]:
+        """Log q(z | data), in single precision; of a path to z where the head is of paths."""
         location, scale = self._affine()
         u = ((z - location) / scale).astype(jnp.float32)
         log_scale = jnp.sum(jnp.log(scale)).astype(jnp.float32)
-        return self.head.log_prob(u, self.encoder(inputs)) - log_scale
+        return self.head.log_prob(u, self.encoder(inputs), key) - log_scale
 
     def draw(
         self, key: Array, context: Float[Array, " width"], n: int
@@ -76,10 +76,9 @@ def build(source: Source, head: str, width: int, key: Array) -> Network:
     """An untrained network with scales from simulated data sets.
 
     Raises:
-        MethodError: an unknown head, or too many parameters.
+        MethodError: too many parameters.
         ModelError: simulated parameters are not finite.
     """
-    one_of("head", head, HEADS, "amortize")
     dim, name = source.density.dim, source.density.program.name
     if dim > _MOST:
         message = (
@@ -93,6 +92,15 @@ def build(source: Source, head: str, width: int, key: Array) -> Network:
         message = f"Of {_PILOT} parameter sets from the prior of model `{name}` only {len(z)} are "
         message += "finite in unconstrained space. Use priors with less mass at the ends of their "
         raise ModelError(message + "supports.")
+    whole = np.isfinite(inputs.fixed).all(axis=1)
+    for values in inputs.sets:
+        whole &= np.isfinite(values).all(axis=(1, 2))
+    if np.sum(whole) < _PILOT // 2:
+        message = (
+            f"Of {_PILOT} data sets that model `{name}` makes only {np.sum(whole)} are finite. "
+        )
+        message += "Look for overflow in the model, run forward from its priors, and for NaN or "
+        raise ModelError(message + "infinite entries in what `simulate` gives.")
     spread = Scale.of(z)
     if not np.isfinite(spread.spread).all():
         raise ModelError(f"A parameter of model `{name}` never varies under its prior.")
@@ -119,7 +127,7 @@ def assemble(
     encoding, start = jax.random.split(key)
     encoder = Encoder(layout, scales, width, encoding)
     kind = ("mixture" if dim <= _MIXTURE else "flow") if head == "auto" else head
-    made: Any = {"mixture": Mixture, "flow": Flow}[kind](dim, width, start)
+    made: Any = {"mixture": Mixture, "flow": Flow, "paths": Paths}[kind](dim, width, start)
     return Network(encoder, made, parameters.centre, parameters.spread)
 
 

@@ -42,7 +42,7 @@ class Report(NamedTuple):
 
     Attributes:
         steps: of the training.
-        loss: the held-out loss, E[-log q(z | data)] in nats.
+        loss: the held-out loss, E[-log q(z | data)] in nats; for paths its bound from above.
         simulations: data sets looked at.
         rank_p: p-value of the log likelihood's ranks, with weights.
         raw_rank_p: the same without weights: of the network's own draws.

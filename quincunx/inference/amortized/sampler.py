@@ -9,9 +9,11 @@ is to be done:
 
     below 0.5    the weighted draws are the answer;
     0.5 to 0.7   more of them are made;
-    above        four short chains of NUTS, started at draws resampled by their weights.
+    above        four short chains of NUTS, started at draws resampled by their weights, with
+                 the draws' covariance as first inverse mass matrix.
 
-NUTS also runs for data that are unlike those that the network was trained on.
+NUTS also runs for data that are unlike those that the network was trained on. Where q is of paths
+to z, the weights are those of whole paths.
 
 Vehtari, Simpson, Gelman, Yao and Gabry (2024), Pareto smoothed importance sampling, JMLR 25:72;
 Dax, Green, Gair, Purrer, Wildberger, Macke, Buonanno and Schoelkopf (2023), Neural importance
@@ -20,27 +22,25 @@ sampling for rapid and reliable gravitational-wave inference, Physical Review Le
 
 from __future__ import annotations
 
-import json
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
-import numpy as np
 from jaxtyping import Array
 
-from quincunx.engine.density import Density, compile
-from quincunx.engine.errors import MethodError, ModelError, ModelWarning
+from quincunx.engine.errors import MethodError, ModelError
 from quincunx.inference import learned
 from quincunx.inference.amortized import novelty as novelties
-from quincunx.inference.amortized.inputs import inputs_of, padded, sizes_of, with_rows
-from quincunx.inference.amortized.network import Network, build, skeleton
+from quincunx.inference.amortized.answers import GOOD, POOR, Conditional, Draws, draw, notes
+from quincunx.inference.amortized.given import Given, given
+from quincunx.inference.amortized.network import HEADS, Network, build, skeleton
 from quincunx.inference.amortized.novelty import Novelty
+from quincunx.inference.amortized.repair import by_chains
 from quincunx.inference.amortized.report import Report, examine
-from quincunx.inference.amortized.sources import Simulate, Source, source_of, with_leaves
+from quincunx.inference.amortized.sources import Simulate, Source, source_of
 from quincunx.inference.amortized.training import (
     Learner,
     Outcome,
@@ -51,77 +51,14 @@ from quincunx.inference.amortized.training import (
 )
 from quincunx.inference.diagnostics.importance import pareto_smoothed
 from quincunx.inference.fit import Fit
-from quincunx.inference.method import Kind, Method, as_key, one_of
-from quincunx.inference.methods.nuts import NUTS
+from quincunx.inference.method import as_key, one_of
 from quincunx.inference.progress import Report as Show
 from quincunx.inference.progress import reporting
-from quincunx.inference.run import infer
 from quincunx.inference.stopping import interruptible
 
-_GOOD, _POOR = 0.5, 0.7  # values of Pareto k between which more draws are made
-_MORE = 4000  # draws then
-_CHAINS, _WARMUP = 4, 500
+_MORE = 4000  # draws where weights are middling
 _FORMAT = "quincunx amortized 1"
 REPAIRS = ("auto", "weights")
-
-
-class Conditional(Method):
-    """What is told of draws from a trained conditional sampler.
-
-    Attributes:
-        head: the kind of the conditional density.
-        width: of the networks' layers.
-        steps: of the training.
-    """
-
-    name: ClassVar[str] = "amortized"
-    kind: ClassVar[Kind] = Kind.WEIGHTED
-    summary: ClassVar[str] = "Posteriors in milliseconds from a network trained on simulations."
-    citation: ClassVar[str] = (
-        "Cranmer, Brehmer and Louppe (2020), The frontier of simulation-based inference, PNAS 117"
-    )
-
-    head: str = "auto"
-    width: int = 64
-    steps: int = 0
-
-
-class Draws(NamedTuple):
-    """Draws for a data set, with what is known of them.
-
-    Attributes:
-        z: positions, `(n, dim)`.
-        log_q: their log density under the network.
-        log_density: under the model.
-        values: constrained values by site.
-        distance: of the data from simulated ones; beyond one they are unlike them.
-    """
-
-    z: Any
-    log_q: Any
-    log_density: Any
-    values: dict[str, Any]
-    distance: Any
-
-    @property
-    def log_weight(self) -> Any:
-        """Logarithms of the importance weights."""
-        return self.log_density - self.log_q
-
-
-@eqx.filter_jit
-def draw(
-    network: Network, novelty: Novelty, source: Source, counts: tuple, key: Array, n: int
-) -> Draws:
-    """Draws for the data set that the source's density holds."""
-    density = with_rows(source.density, source.layout, counts)
-    inputs = inputs_of(source.layout, source.density.leaves, counts)
-    context = network.encoder(inputs)
-    z, log_q = network.draw(key, context, n)
-    log_density = jax.vmap(density.log_density)(z)
-    values = jax.vmap(density.constrain)(z)
-    distance = novelties.unlike(novelty, network, context, inputs)
-    return Draws(z, log_q, log_density, values, distance)
 
 
 class Amortized:
@@ -130,7 +67,8 @@ class Amortized:
     Attributes:
         model: the model.
         network: the trained network.
-        losses: held-out losses, `(steps, E[-log q(z | data)])`, in nats.
+        losses: held-out losses, `(steps, E[-log q(z | data)])`, in nats; bounds of it from above
+            where the head is of paths.
         report: how good it is on simulated data sets.
     """
 
@@ -190,23 +128,22 @@ class Amortized:
             ModelError: the data do not have the form that the sampler was trained on.
         """
         one_of("repair", repair, REPAIRS, "Amortized")
-        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 5:
-            message = f"`num_samples={num_samples!r}` must be an integer of at least 5: fewer "
-            raise MethodError(message + "weights say nothing.")
+        num_samples = _at_least(5, "num_samples", num_samples, ": fewer weights say nothing")
         began = time.perf_counter()
         key = as_key(key)
-        density, held, counts = self._prepared(data, coords)
-        found = self._draw(held, counts, key, num_samples)
+        given_data = given(self.model, self._source, data, coords)
+        found = self._draw(given_data, key, num_samples)
         k = pareto_smoothed(found.log_weight)[1]
         spent = num_samples
         if repair == "auto":
             beyond = not found.distance <= 1
-            if _GOOD <= k < _POOR and not beyond:
-                found = self._draw(held, counts, key, max(_MORE, num_samples))
+            if GOOD <= k < POOR and not beyond:
+                found = self._draw(given_data, key, max(_MORE, num_samples))
                 k = pareto_smoothed(found.log_weight)[1]
                 spent += len(found.log_q)
-            if beyond or not k < _POOR:
-                return self._by_chains(data, coords, found, float(k), num_samples, key, spent)
+            if beyond or not k < POOR:
+                settings = (found, float(k), num_samples, key, spent, coords)
+                return by_chains(self.model, data, self._source.density, *settings)
         costs = {
             "gradients": 0,
             "evaluations": spent,
@@ -218,14 +155,14 @@ class Amortized:
         }
         values = {name: value[None] for name, value in found.values.items()}
         return Fit.weighted(
-            density,
+            given_data.density,
             found.z,
             found.log_weight,
             method=Conditional(**self._settings),
             costs=costs,
             key=key,
             made=(values, found.log_density[None]),
-            notes=_notes("weights", float(k), float(found.distance)),
+            notes=notes("weights", float(k), float(found.distance)),
         )
 
     def train(
@@ -251,9 +188,14 @@ class Amortized:
         """Look at the answers for simulated data sets, whose parameters are known.
 
         Args:
-            num_simulations: data sets.
+            num_simulations: data sets, at least 10.
             key: an integer seed or a JAX key.
+
+        Raises:
+            MethodError: a wrong `num_simulations`.
         """
+        why = ", the number of bins of the ranks"
+        num_simulations = _at_least(10, "num_simulations", num_simulations, why)
         steps = int(self._learner.steps)
         loss = self.losses[-1][1] if self.losses else float("nan")
         counted = (int(self._learner.skipped), int(self._learner.dropped))
@@ -281,113 +223,16 @@ class Amortized:
         name, steps = self._source.density.program.name, self._settings["steps"]
         return f"<Amortized sampler of {name}: {steps} steps{', ' + sets if sets else ''}>"
 
-    def _prepared(
-        self, data: Mapping[str, Any], coords: Mapping[str, Any] | None
-    ) -> tuple[Density, Source, tuple[np.int32, ...]]:
-        """The density of the data, a source that holds them padded, and the numbers of rows."""
-        source = self._source
-        density = compile(self.model, data, coords)
-        leaves = _conforming(source, density)
-        counts = tuple(map(np.int32, sizes_of(source.density.program, source.layout, leaves)))
-        held = with_leaves(source.density, padded(source.layout, leaves))
-        return density, Source(held, source.layout, None, None), counts
-
-    def _draw(self, held: Source, counts: tuple, key: Array, n: int) -> Draws:
+    def _draw(self, data: Given, key: Array, n: int) -> Draws:
         """Draws on the host."""
-        return jax.device_get(draw(self.network, self._novelty, held, counts, key, n))
-
-    def _by_chains(
-        self,
-        data: Mapping[str, Any],
-        coords: Mapping[str, Any] | None,
-        found: Draws,
-        k: float,
-        num_samples: int,
-        key: Array,
-        spent: int,
-    ) -> Fit:
-        """Short chains of NUTS from draws resampled by their weights."""
-        distance = float(found.distance)
-        reason = f"Pareto k of the weights is {k:.2f} (not below {_POOR})"
-        if not distance <= 1:
-            reason = "The data are unlike those that the model simulates"
-        message = f"{reason}: the amortised answer was replaced by {_CHAINS} chains of NUTS."
-        warnings.warn(message, ModelWarning, stacklevel=3)
-        fit = infer(
-            self.model,
-            data,
-            NUTS(),
-            num_warmup=_WARMUP,
-            num_samples=max(-(-num_samples // _CHAINS), 250),
-            num_chains=_CHAINS,
-            key=key,
-            init=_starts(self._source.density, found, key),
-            coords=coords,
-            progress=False,
-        )
-        fit.costs["evaluations"] += spent
-        for group in ("posterior", "sample_stats"):
-            fit.tree[group].attrs.update(_notes("nuts", k, distance))
-            fit.tree[group].attrs["costs"] = json.dumps(fit.costs)
-        return fit
+        settings = (data.held, data.counts, key, n)
+        return jax.device_get(draw(self.network, self._novelty, *settings))
 
 
-def _notes(answered_by: str, k: float, distance: float) -> dict[str, str | float]:
-    return {
-        "answered_by": answered_by,
-        "amortized_pareto_k": k,
-        "amortized_distance": distance,
-    }
-
-
-def _starts(density: Density, found: Draws, key: Array) -> dict[str, np.ndarray] | None:
-    """Distinct draws in proportion to their weights, one for each chain."""
-    log_weight, _ = pareto_smoothed(found.log_weight)
-    usable = np.flatnonzero(np.isfinite(log_weight))
-    if len(usable) < _CHAINS:
-        return None
-    seed = np.asarray(jax.random.key_data(key)).astype(np.uint32)
-    noise = np.random.default_rng(seed).gumbel(size=len(usable))
-    chosen = usable[np.argsort(-(log_weight[usable] + noise))[:_CHAINS]]
-    return {site.name: found.values[site.name][chosen] for site in density.program.latents}
-
-
-def _conforming(source: Source, density: Density) -> list[np.ndarray]:
-    """The arrays of a data set, in the types that the sampler was trained on.
-
-    Raises:
-        ModelError: they have another form.
-    """
-    trained, given = source.density.program, density.program
-    signature = trained.signature
-    if given.signature == signature:
-        return [np.asarray(leaf) for leaf in density.leaves]
-    name, other = trained.name, given.signature
-    if (signature.treedef, signature.names) != (other.treedef, other.names):
-        message = f"The sampler of model `{name}` was trained on the arguments "
-        raise ModelError(message + f"{list(signature.names)}, not {list(other.names)}.")
-    varying = {index for rows in source.layout.sets for index in rows.leaves}
-    leaves, place = [], 0
-    for argument, constant, array, value, found in zip(
-        signature.names, signature.constants, signature.arrays, other.constants, other.arrays,
-        strict=True,
-    ):  # fmt: skip
-        message = f"The sampler of model `{name}` was trained with '{argument}' "
-        if (array is None) != (found is None) or constant != value:
-            was = f"= {constant!r}" if array is None else f"an array of shape {array[0]}"
-            raise ModelError(message + f"{was}; train another one for other values.")
-        if array is None or found is None:
-            continue
-        free = place in varying
-        if array[0][free:] != found[0][free:]:
-            message += f"of shape {('any', *array[0][1:]) if free else array[0]}, "
-            raise ModelError(message + f"not {found[0]}.")
-        leaf = np.asarray(density.leaves[place])
-        if array[1] != found[1] and not np.can_cast(leaf.dtype, array[1], "same_kind"):
-            raise ModelError(message + f"of type {array[1]}, not {found[1]}.")
-        leaves.append(leaf.astype(array[1], copy=False))
-        place += 1
-    return leaves
+def _at_least(least: int, name: str, value: Any, why: str = "") -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < least:
+        raise MethodError(f"`{name}={value!r}` must be an integer of at least {least}{why}.")
+    return int(value)
 
 
 def amortize(
@@ -413,8 +258,8 @@ def amortize(
         rows: least and most rows of a data set, such as `(5, 40)`; by plate name where the model
             has several data plates. `None` for as many as `simulate` has.
         budget: steps of training, or a `Training`.
-        head: the conditional density: 'mixture' of Gaussians, coupling 'flow', or 'auto', a
-            mixture for up to 12 parameters.
+        head: the conditional density: 'mixture' of Gaussians, coupling 'flow', diffusion 'paths',
+            or 'auto': a mixture for up to 12 parameters, a flow beyond.
         width: of the networks' layers.
         key: an integer seed or a JAX key.
         progress: show progress on a terminal and print the report; or a function that is called
@@ -428,8 +273,8 @@ def amortize(
         MethodError: a setting is wrong.
     """
     training = as_training(budget)
-    if isinstance(width, bool) or not isinstance(width, int) or width < 4:
-        raise MethodError(f"`amortize(width={width!r})` must be an integer of at least 4.")
+    width = _at_least(4, "width", width)
+    one_of("head", head, HEADS, "amortize")
     checking, building, learning = jax.random.split(as_key(key), 3)
     source = source_of(model, simulate, rows, checking)
     network = build(source, head, width, building)

@@ -243,7 +243,11 @@ def _first(function: Simulate, key: Array) -> dict[str, Any]:
         form.append(signature)
         return [jnp.asarray(leaf) for leaf in leaves]
 
-    leaves = jax.device_get(jax.jit(run)(key))
+    leaves, again = jax.device_get([jax.jit(lambda key: run(key))(key) for _ in range(2)])
+    if not all(np.array_equal(*pair, equal_nan=True) for pair in zip(leaves, again, strict=True)):
+        message = "`simulate` gave different data for the same key. It is traced once, so that "
+        message += "what it draws by other means than `jax.random` and its key is the same in all "
+        raise MethodError(message + "data sets: draw it from the key.")
     return form[-1].rebuild(leaves)
 
 

@@ -143,7 +143,7 @@ def _optimiser() -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(_CLIP), optax.scale_by_adam(b2=0.99))
 
 
-def loss_of(network: Network, z: Array, inputs: Inputs) -> tuple[Array, Array]:
+def loss_of(network: Network, z: Array, inputs: Inputs, keys: Array) -> tuple[Array, Array]:
     """Mean of -log q over the data sets that are finite, and how many are not."""
     finite = jnp.isfinite(z).all(axis=1) & jnp.isfinite(inputs.fixed).all(axis=1)
     for rows in inputs.sets:
@@ -152,8 +152,15 @@ def loss_of(network: Network, z: Array, inputs: Inputs) -> tuple[Array, Array]:
     inputs = jax.tree.map(
         lambda part: jnp.where(jnp.isfinite(part), part, 0).astype(part.dtype), inputs
     )
-    terms = jnp.where(finite, -jax.vmap(network.log_prob)(z, inputs), 0.0)
+    terms = jnp.where(finite, -jax.vmap(network.log_prob)(z, inputs, keys), 0.0)
     return jnp.sum(terms) / jnp.maximum(jnp.sum(finite), 1), jnp.sum(~finite)
+
+
+def _loss_on_fresh(source: Source, network: Network, key: Array, count: int) -> tuple[Array, Array]:
+    simulating, looking = jax.random.split(key)
+    data = jax.vmap(source)(jax.random.split(simulating, count))
+    keys = jax.random.split(looking, count)
+    return loss_of(network, data.z, jax.vmap(source.inputs)(data), keys)
 
 
 @eqx.filter_jit
@@ -164,8 +171,7 @@ def _chunk(
     stop, origin, shares, peak = plan
 
     def loss(weights: Any, key: Array) -> tuple[Array, Array]:
-        data = jax.vmap(source)(jax.random.split(key, batch))
-        return loss_of(eqx.combine(weights, shape), data.z, jax.vmap(source.inputs)(data))
+        return _loss_on_fresh(source, eqx.combine(weights, shape), key, batch)
 
     def step(learner: Learner) -> Learner:
         here = jax.random.fold_in(key, learner.steps)
@@ -200,9 +206,7 @@ def _held_out(source: Source, shape: Network, weights: Any, key: Array) -> Array
     """The loss on data sets that no step sees."""
 
     def part(key: Array) -> Array:
-        data = jax.vmap(source)(jax.random.split(key, _HELD_OUT // _PARTS))
-        network = eqx.combine(weights, shape)
-        return loss_of(network, data.z, jax.vmap(source.inputs)(data))[0]
+        return _loss_on_fresh(source, eqx.combine(weights, shape), key, _HELD_OUT // _PARTS)[0]
 
     return jnp.mean(jax.lax.map(part, jax.random.split(key, _PARTS)))
 

@@ -120,7 +120,8 @@ def pareto_smoothed(log_weight: np.ndarray) -> tuple[np.ndarray, float]:
         from arviz_stats.base import array_stats  # slow to import
 
         try:
-            values, found = array_stats.psislw(-values)
+            with np.errstate(all="ignore"):  # a fit that comes to nothing gives k = NaN
+                values, found = array_stats.psislw(-values)
             k = float(found)
         except ValueError:  # all weights of the tail are the same, or nothing beside the largest
             k = np.inf if effective_size(values) < _LEAST else -np.inf

@@ -31,7 +31,7 @@ from quincunx.engine.errors import MethodError
 from quincunx.inference.method import Approximation, lacks_gradient, one_of, positive
 from quincunx.inference.methods.annealed_smc import STARTS
 from quincunx.inference.paths.control import Control
-from quincunx.inference.paths.losses import LOSSES, ON_ANY_PATHS, Learned
+from quincunx.inference.paths.losses import LOSSES, ON_ANY_PATHS, ON_PATHS_BACK, Learned
 from quincunx.inference.paths.process import ANNEALED, KERNELS, Process, make, simulate
 from quincunx.inference.paths.sampler import PathSampler
 from quincunx.inference.paths.target import Target, Whitening, log_normal
@@ -40,8 +40,9 @@ from quincunx.inference.paths.tuning import LENGTH, Tuned, choose_start
 from quincunx.inference.registry import register
 from quincunx.inference.training import Budget
 
-_MOST_SEGMENTS, _ENDS = 8, 256
-_UNADJUSTED = 0.15  # size of steps that are not corrected, as a share of those that are
+_MOST_SEGMENTS, _ENDS = 16, 256
+_UNADJUSTED = (0.1, 0.2, 0.4, 0.8)  # sizes of steps that are not corrected, as a share of those
+_WIDEST = 0.25  # that are, up to this size
 _COUNTS = ("steps", "width", "iterations", "batch", "moves", "buffer")
 
 
@@ -121,14 +122,21 @@ class DiffusionSampler(Approximation):
         if self.smc is True and self.kernel not in ANNEALED:
             message = f"`{cls}(smc=True)` needs densities on the way, which kernel '{self.kernel}' "
             raise MethodError(message + f"has not. Kernels that do: {', '.join(ANNEALED)}.")
-        if (self.off_policy or self.local_search) and self.loss not in ON_ANY_PATHS:
+        if self.off_policy and self.loss in ON_PATHS_BACK:
+            message = f"`{cls}(loss='{self.loss}')` is on paths back from the buffer alone: leave "
+            raise MethodError(message + "out `off_policy`.")
+        searched = self.local_search and self.loss not in ON_PATHS_BACK
+        if (self.off_policy or searched) and self.loss not in ON_ANY_PATHS:
             message = f"`{cls}(loss='{self.loss}')` is for the sampler's own paths: leave out "
             message += "`off_policy` and `local_search`, or take one of "
             raise MethodError(message + f"{', '.join(ON_ANY_PATHS)}.")
-        if self.local_search and not self.off_policy:
+        if searched and not self.off_policy:
             raise MethodError(f"`{cls}(local_search=True)` needs `off_policy=True`.")
         if self.loss == "adjoint_matching" and self.kernel != "pis":
             raise MethodError(f"`{cls}(loss='adjoint_matching')` needs `kernel='pis'`.")
+        if self.loss in ON_PATHS_BACK and self.kernel in ("ula", "mcd"):
+            message = f"`{cls}(loss='{self.loss}')` trains forward kernels, and those of kernel "
+            raise MethodError(message + f"'{self.kernel}' have nothing to train: take 'cmcd'.")
         for name in ("seconds", "evaluations"):
             if getattr(self, name) is not None:
                 positive(name, getattr(self, name), cls)
@@ -144,7 +152,7 @@ class DiffusionSampler(Approximation):
 
     @property
     def segments(self) -> int:
-        """Parts of a path: the most that `steps` can be cut into evenly, up to eight."""
+        """Parts of a path: the most that `steps` can be cut into evenly, up to sixteen."""
         return max(part for part in range(1, _MOST_SEGMENTS + 1) if self.steps % part == 0)
 
     def fit(self, density: Density, key: Array, budget: Budget) -> PathSampler:
@@ -161,7 +169,7 @@ class DiffusionSampler(Approximation):
         )
         sizes = np.asarray(found.schedule.step_sizes)[: self.steps]
         b = np.asarray(found.schedule.inverse_temperatures)[: self.steps + 1]
-        process = self._process(density.dim, net_key, b, np.minimum(_UNADJUSTED * sizes, 0.25))
+        process = self._begun(found, net_key, b, sizes, budget)
         ends = sizes[self.steps // self.segments - 1 :: self.steps // self.segments]
         whitening, ends = found.target.whitening, jnp.asarray(0.7 * ends)
         sampler = functools.partial(self._sampler, whitening=whitening, sizes=ends)
@@ -208,6 +216,23 @@ class DiffusionSampler(Approximation):
             inverse_temperatures=b if self.kernel in ANNEALED else None,
             sizes=sizes,
         )
+
+    def _begun(
+        self, found: Tuned, key: Array, b: np.ndarray, sizes: np.ndarray, budget: Budget
+    ) -> Process:
+        """Kernels before training: of annealed ones, with the steps of the most even weights."""
+        dim = found.target.whitening.mean.shape[0]
+        if self.kernel not in ANNEALED:
+            return self._process(dim, key, b, sizes)
+        tried = [
+            self._process(dim, key, b, np.minimum(share * sizes, _WIDEST)) for share in _UNADJUSTED
+        ]
+        spreads = []
+        for process in tried:
+            log_weight = _ends(process, found.target, key)[2]
+            spreads.append(log_weight.std() if np.isfinite(log_weight).all() else np.inf)
+            budget.count(gradients=_ENDS * (self.steps + 1), evaluations=_ENDS * (self.steps + 1))
+        return tried[int(np.argmin(spreads))]
 
     def _train(
         self,
@@ -262,13 +287,13 @@ def _cloud(found: Tuned) -> tuple[np.ndarray, np.ndarray]:
 
 def _ends(process: Process, target: Target, key: Array) -> tuple[np.ndarray, ...]:
     """Ends of some paths, log gamma there, and the log weights of the paths."""
+    return jax.device_get(_run(process, target, key))
 
-    @eqx.filter_jit
-    def run(process: Process, target: Target, key: Array) -> tuple[Array, Array, Array]:
-        paths = simulate(process, target, key, _ENDS)
-        return paths.x[-1], paths.log_gamma[-1], process.log_weights(paths)
 
-    return jax.device_get(run(process, target, key))
+@eqx.filter_jit
+def _run(process: Process, target: Target, key: Array) -> tuple[Array, Array, Array]:
+    paths = simulate(process, target, key, _ENDS)
+    return paths.x[-1], paths.log_gamma[-1], process.log_weights(paths)
 
 
 @jax.jit
@@ -353,7 +378,7 @@ class SCLD(DiffusionSampler):
 
     loss: str = "segment_log_variance"
     off_policy: bool = True
-    schedule_rate: float = 0.1
+    schedule_rate: float = 3.0
     moves: int = 2
 
 
@@ -368,8 +393,10 @@ class TrajectoryBalance(DiffusionSampler):
     )
 
     loss: str = "trajectory_balance"
+    steps: int = 32
+    iterations: int = 1000
+    batch: int = 256
     off_policy: bool = True
     local_search: bool = True
     explore: float = 0.05
-    schedule_rate: float = 0.1
     moves: int = 2

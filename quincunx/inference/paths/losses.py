@@ -45,7 +45,8 @@ ON_ANY_PATHS = (
     "segment_log_variance",
 )
 ON_OWN_PATHS = ("log_derivative",)
-LOSSES = (*THROUGH, *ON_OWN_PATHS, *ON_ANY_PATHS, "adjoint_matching")
+ON_PATHS_BACK = ("maximum_likelihood",)
+LOSSES = (*THROUGH, *ON_OWN_PATHS, *ON_ANY_PATHS, *ON_PATHS_BACK, "adjoint_matching")
 _LARGEST = 1e8
 _LAMBDA = 0.9
 

@@ -38,7 +38,7 @@ from jaxtyping import Array, Float
 
 from quincunx.engine.density import Density
 from quincunx.inference.paths.control import Control, Times
-from quincunx.inference.paths.target import LOG_2PI, Target, Whitening
+from quincunx.inference.paths.target import LOG_2PI, Scored, Target, Whitening
 
 ANNEALED = ("ula", "mcd", "cmcd", "bridge")
 REFERENCE = ("pis", "dds", "dis")
@@ -307,7 +307,7 @@ class Process(Kernels):
 
 def simulate(
     process: Process,
-    target: Target,
+    target: Scored,
     key: Array,
     n: int,
     *,
@@ -343,8 +343,10 @@ def simulate(
     return Paths(*jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, (xs, scores, values)))
 
 
-def back_from(process: Process, target: Target, key: Array, x: Array) -> Paths:
-    """Paths that end in given places, by the backward kernels; constants for derivatives."""
+def back_from(
+    process: Process, target: Scored, key: Array, x: Array, *, differentiable: bool = False
+) -> Paths:
+    """Paths that end in given places, by the backward kernels; constants unless differentiable."""
     log_gamma, score = target.with_score(x)
 
     def step(carry: tuple, at: Steps) -> tuple[tuple, tuple]:
@@ -358,7 +360,7 @@ def back_from(process: Process, target: Target, key: Array, x: Array) -> Paths:
     _, rest = jax.lax.scan(step, (x, score), process.plan(), reverse=True)
     ends = (x[None], score[None], log_gamma[None])
     paths = Paths(*jax.tree.map(lambda a, b: jnp.concatenate([a, b]), rest, ends))
-    return jax.tree.map(jax.lax.stop_gradient, paths)
+    return paths if differentiable else jax.tree.map(jax.lax.stop_gradient, paths)
 
 
 def make(

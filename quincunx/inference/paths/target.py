@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,17 @@ from jaxtyping import Array, Float
 from quincunx.engine.density import Density
 
 LOG_2PI = 1.8378770664093453
+
+
+@runtime_checkable
+class Scored(Protocol):
+    """What paths are simulated towards: log gamma and its gradient."""
+
+    def with_score(
+        self, y: Float[Array, "n dim"]
+    ) -> tuple[Float[Array, " n"], Float[Array, "n dim"]]:
+        """Both at points y."""
+        ...
 
 
 class Whitening(eqx.Module):

@@ -15,7 +15,13 @@ import optax
 from jaxtyping import Array
 
 from quincunx.inference.paths.buffer import Buffer, empty, search
-from quincunx.inference.paths.losses import THROUGH, Learned, adjoint_matching, loss_on_paths
+from quincunx.inference.paths.losses import (
+    ON_PATHS_BACK,
+    THROUGH,
+    Learned,
+    adjoint_matching,
+    loss_on_paths,
+)
 from quincunx.inference.paths.process import Process, back_from, simulate
 from quincunx.inference.paths.target import Target
 from quincunx.inference.training import Budget
@@ -28,7 +34,7 @@ class Recipe:
     """How to train; constants of the compiled chunk.
 
     Attributes:
-        loss: on the sampler's own paths.
+        loss: what is minimised.
         off_policy: every second step is on paths back from the buffer.
         local_search: whether places in the buffer are improved by Langevin steps.
         iterations: steps in all, which the learning rate follows.
@@ -88,7 +94,7 @@ class Seen(NamedTuple):
     """What a chunk saw, means over its steps.
 
     Attributes:
-        loss: of the sampler's own paths.
+        loss: of the paths.
         left_out: paths and updates that were not finite.
     """
 
@@ -185,7 +191,9 @@ def chunk(recipe: Recipe, target: Target, state: State, key: Array) -> tuple[Sta
         share = carry.done / recipe.iterations
         explore = (recipe.explore * jnp.maximum(1 - 2 * share, 0.0)).astype(carry.search_step.dtype)
         arguments = (values, step_key, carry.buffer, explore)
-        if recipe.off_policy:
+        if recipe.loss in ON_PATHS_BACK:
+            value, slope, buffer, left_out = backwards(*arguments)
+        elif recipe.off_policy:
             value, slope, buffer, left_out = jax.lax.cond(
                 carry.done % 2 == 0, forwards, backwards, *arguments
             )
