@@ -38,7 +38,8 @@ class Buffer(eqx.Module):
         """Places in proportion to 1 / (size + rank), the highest density first in rank.
 
         The best are drawn twice as often as the last: a stronger preference gives up modes that
-        are wide and low."""
+        are wide and low.
+        """
         order = jnp.argsort(-self.log_gamma)
         size = self.x.shape[0]
         rank = jnp.zeros(size, jnp.int32).at[order].set(jnp.arange(size, dtype=jnp.int32))
