@@ -40,6 +40,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.distributed
 	$(BIN)/python benchmarks/diffusion.py
 	$(BIN)/python benchmarks/amortize.py
+	$(BIN)/python benchmarks/refine.py
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -195,6 +195,7 @@ def compare(
     """Judge methods side by side on one model; print the table, and write a report."""
     import quincunx as qx
     from quincunx.cli import inputs, report
+    from quincunx.inference.stopping import INTERRUPTED
 
     qx.configure(x64=x64)
     for path, suffixes in ((html, (".html", ".htm")), (out, (".nc",))):
@@ -220,6 +221,8 @@ def compare(
     if out is not None:
         found.save(out)
         typer.echo(f"written: {out}")
+    if any(fit.verdict.outcome == INTERRUPTED for fit in found.fits.values()):
+        raise typer.Exit(130)
 
 
 @app.command(name="report")

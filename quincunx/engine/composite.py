@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from quincunx.engine.density import Density
 
 _SEPARABLE = ("l1", "asymmetric l1")
+_SUPPORTS = ("half-line", "box", "simplex")
 
 
 class ProximalTerm(NamedTuple):
@@ -119,6 +120,10 @@ class Composite:
         """The terms of one kind with their sites."""
         program = self.density.program
         return [(term, program.site(term.site)) for term in self.terms if term.kind == kind]
+
+    def kinked(self) -> tuple[str, ...]:
+        """Sites with a nonsmooth term, such as a Laplace prior, that is no mere support."""
+        return tuple(term.site for term in self.terms if term.kind not in _SUPPORTS)
 
     def is_kinked(self, start: int, stop: int) -> bool:
         """Whether any coordinate of a range has a separable kink."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from jaxtyping import Array
 from quincunx.engine.density import Density, compile
 from quincunx.engine.errors import MethodError, ModelError, QuincunxError, listing
 from quincunx.inference import learned, registry
+from quincunx.inference.compilation import compiling
 from quincunx.inference.diagnostics.importance import Bounds, bounds
 from quincunx.inference.fit import Fit
 from quincunx.inference.method import Approximation, Sampler, Weighted, as_key
@@ -89,7 +89,8 @@ class Trained:
             batches: independent batches; methods that resample need several for the error of the
                 evidence.
         """
-        return self._fit(as_key(key), (batches, n), None)
+        with compiling() as compilation:
+            return self._fit(as_key(key), (batches, n), Budget(compilation=compilation))
 
     def first(self, key: Array, shape: tuple[int, int], budget: Budget) -> Fit:
         """The draws of the run that learned the sampler, whose costs count with theirs."""
@@ -182,9 +183,7 @@ class Trained:
     def __repr__(self) -> str:
         return f"<Sampler learned by {self.method.name} on {self.density.program.name}>"
 
-    def _fit(self, key: Array, shape: tuple[int, int], budget: Budget | None) -> Fit:
-        budget = budget or Budget()
-        learned, began = budget.elapsed, time.perf_counter()
+    def _fit(self, key: Array, shape: tuple[int, int], budget: Budget) -> Fit:
         batches, n = shape
         keys = jax.random.split(key, batches)
         found = jax.device_get(draw(self.sampler, self.density, keys, n))
@@ -196,7 +195,7 @@ class Trained:
             "warmup_evaluations": budget.spent,
             "data_passes": float(budget.spent + evaluations),
             "compile_seconds": budget.compile_seconds,
-            "sample_seconds": learned + time.perf_counter() - began,
+            "sample_seconds": budget.elapsed,
         }
         return Fit.weighted(
             self.density,

@@ -11,7 +11,7 @@ from quincunx.engine.density import Density, compile
 from quincunx.inference import registry
 from quincunx.inference.method import Kind, Method
 
-_MANY_ROWS, _MANY_DIMS, _SLICED_DIMS = 50_000, 1000, 50
+_MANY_ROWS, _MANY_DIMS, _SLICED_DIMS, _ENSEMBLE_DIMS = 50_000, 1000, 50, 10
 _LAST = 90
 
 
@@ -46,7 +46,7 @@ class Facts(NamedTuple):
             density.dim,
             max((plate.size for plate in structure.data_plates), default=0),
             structure.has_gradient,
-            tuple(term.site for term in terms if term.kind not in supports),
+            structure.composite.kinked(),
             tuple(term.site for term in terms if term.kind in supports),
             structure.has_gaussian_prior,
             density.is_on_disk,
@@ -98,6 +98,30 @@ def _hit_and_run(facts: Facts) -> tuple[int, str]:
     return (35 if facts.dim <= _SLICED_DIMS else 70), "A plain baseline for the slice samplers."
 
 
+def _annealed(facts: Facts) -> tuple[int, str]:
+    if facts.rows >= _MANY_ROWS or facts.on_disk:
+        return 48, f"Weighted; gives the evidence, at hundreds of passes over {facts.rows:,} rows."
+    words = "shows separate modes that its start covers, which chains may miss, and the evidence."
+    return (21 if facts.dim <= _SLICED_DIMS else 47), f"Weighted, nothing is trained; {words}"
+
+
+def _learned(place: int, words: str) -> Rule:
+    def rule(facts: Facts) -> tuple[int, str]:
+        del facts
+        reason = "worth its training where it beats `annealed_smc`, or draws are wanted repeatedly."
+        return place, f"Weighted, {words}; {reason}"
+
+    return rule
+
+
+def _ensemble(facts: Facts) -> tuple[int, str]:
+    if facts.dim > _ENSEMBLE_DIMS:
+        return 85, f"Weighted; in more than {_ENSEMBLE_DIMS} dimensions few draws carry the weight."
+    if not facts.gradient:
+        return 13, "Weighted; gives the evidence without gradients."
+    return 66, "Weighted; made for densities without gradients, and this one has them."
+
+
 def _minibatch(first: int, words: str) -> Rule:
     def rule(facts: Facts) -> tuple[int, str]:
         if facts.rows >= _MANY_ROWS or facts.on_disk:
@@ -119,6 +143,16 @@ _RULES: Mapping[str, Rule] = {
     "elliptical_slice": _elliptical,
     "polar_slice": _polar,
     "hit_and_run_slice": _hit_and_run,
+    "annealed_smc": _annealed,
+    "cmcd": _learned(61, "a learned control of annealed Langevin steps"),
+    "scld": _learned(62, "the same in segments with resampling"),
+    "trajectory_balance": _learned(63, "explores on paths of its own and from a buffer"),
+    "dds": _learned(67, "a learned time reversal"),
+    "dis": _learned(67, "a learned time reversal, by the log variance"),
+    "pis": _learned(68, "a learned drift of Brownian motion"),
+    "dgfs": _learned(68, "a learned drift of Brownian motion, by subtrajectories"),
+    "diffusion": _learned(69, "any of these kernels and losses, to be set"),
+    "ensemble": _ensemble,
     "sgld": _minibatch(11, ""),
     "sghmc": _minibatch(12, ", with momentum"),
     "sgnht": _minibatch(13, ", and its friction absorbs their noise"),
@@ -198,6 +232,7 @@ def _hints(facts: Facts) -> tuple[str, ...]:
         "Whether there are several modes cannot be seen from the model: run chains from "
         "overdispersed starts, and compare with a method of another family."
     ]
+    hints.append("For many data sets of one form, `qx.amortize` trains a sampler once for all.")
     if facts.gradient and not facts.rows:
         hints.append("Without a data plate no method can take minibatches or share out rows.")
     return tuple(hints)

@@ -326,9 +326,14 @@ class Fit:
 
         Args:
             **options: as in `arviz_stats.summary`, such as `var_names` or `ci_prob`.
+
+        Raises:
+            QuincunxError: there are no draws.
         """
         from arviz_stats import summary  # slow to import
 
+        if not self.posterior.sizes["draw"]:
+            raise QuincunxError("There are no draws to summarise: let the run go on for longer.")
         if self._is_weighted:
             return self._weighted_summary(summary, options)
         stuck = self.convergence.stuck | ~self.convergence.finite

@@ -14,6 +14,7 @@ from quincunx.engine.errors import QuincunxError
 from quincunx.inference.approximate import Trained
 from quincunx.inference.archive import Saved, restored
 from quincunx.inference.checkpoint import Checkpoint, identity_of_work
+from quincunx.inference.compilation import compiling
 from quincunx.inference.distributed.processes import of_first
 from quincunx.inference.fit import Fit
 from quincunx.inference.method import Approximation, Sampler
@@ -82,7 +83,7 @@ class Learning:
             stop: called after each chunk; returns why the training should stop, or `None`.
             visit: called after each chunk, when draws may be made from the sampler as it is.
         """
-        with self._held, interruptible() as interrupted:
+        with self._held, interruptible() as interrupted, compiling() as compilation:
             budget = self._budget = Budget(
                 seconds=self._seconds,
                 report=report,
@@ -90,6 +91,7 @@ class Learning:
                 keep=self._keep,
                 look=lambda now: self._look(now, visit),
                 saved=self._saved,
+                compilation=compilation,
             )
             sampler = self._learned(budget)
             self._finished = budget.outcome is None or budget.fulfilled

@@ -10,8 +10,12 @@ unconstrained coordinates that are centred and scaled; those of order 2 without 
 coordinates take fewer draws. B is by least squares with a ridge. Order and ridge are chosen for
 each quantity by cross-validation over five contiguous blocks of the chains; order 0, the plain
 mean, is among the choices. An order with k columns is tried only where there are 20 k effective
-draws. The standard error is that of the residuals f - Z B, times sqrt(n / (n - k - 1)),
-and no smaller than that of independent draws.
+draws. With n of them the variance of the mean is that of the residuals f - Z B, no smaller than for
+independent draws, times
+
+    n / (n - k - 1)  *  (n - 2) / (n - k - 2):
+
+residuals of a fit are too small, and mean(Z) B carries the errors of B.
 
 On a Gaussian posterior polynomials of the order are integrated exactly. The mean of Z is zero only
 if the density times the polynomial's gradient vanishes at infinity, as it does for proper
@@ -219,7 +223,8 @@ def _rows(
         b = _LeastSquares(z, f[:, members]).coefficients(choice[1], number)
         rest = f[:, members] - z @ b
         refined[members] = rest.mean(axis=0)
-        inflated = np.sqrt(number / (number - z.shape[1] - 1))
+        k = z.shape[1]
+        inflated = np.sqrt(size / (size - k - 1) * (size - 2) / (size - k - 2))
         series = rest.reshape(chains, length, -1)
         least = rest.std(axis=0) / np.sqrt(number if ess is None else ess)
         errors[members] = np.maximum(Moments.of(series, ess).mean_error, least) * inflated

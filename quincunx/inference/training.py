@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from quincunx.inference.archive import Saved, restored
+from quincunx.inference.compilation import Compilation
 from quincunx.inference.session import Progress
 
 
@@ -23,7 +24,6 @@ class Budget:
         evaluations: log-density evaluations that it may take.
         gradients: gradients so far.
         spent: log-density evaluations so far, those with a gradient included.
-        compile_seconds: time that `compiled` covered.
         skipped: steps that were left out because nothing about them was finite.
         outcome: why training ended before its plan, or `None`.
         fulfilled: whether that is one of these limits.
@@ -40,12 +40,12 @@ class Budget:
         keep: Callable[[Any], str | None] = lambda state: None,
         look: Callable[[Callable[[], Any] | None], None] = lambda now: None,
         saved: Saved | None = None,
+        compilation: Compilation | None = None,
     ) -> None:
         self.seconds = seconds
         self.evaluations = evaluations
         self.gradients = 0
         self.spent = 0
-        self.compile_seconds = 0.0
         self.outcome: str | None = None
         self.fulfilled = False
         self.skipped = 0
@@ -55,7 +55,14 @@ class Budget:
         self._keep = keep
         self._look = look
         self._saved = saved
+        self._compilation = Compilation() if compilation is None else compilation
+        self._before = 0.0
         self._began = time.perf_counter()
+
+    @property
+    def compile_seconds(self) -> float:
+        """Time that went to tracing and compiling, in the runs before this one too."""
+        return self._before + self._compilation.seconds
 
     @property
     def elapsed(self) -> float:
@@ -66,10 +73,6 @@ class Budget:
         """Add to the costs."""
         self.gradients += gradients
         self.spent += evaluations
-
-    def compiled(self, seconds: float) -> None:
-        """Say that so much of the time went to compilation."""
-        self.compile_seconds += seconds
 
     def restored(self, state: Any) -> Any:
         """The state to begin with: the one given, or where a checkpoint has one, that.
@@ -87,7 +90,7 @@ class Budget:
         told = self._saved.told
         self.gradients, self.spent = told["gradients"], told["spent"]
         self.skipped = told["skipped"]
-        self.compile_seconds = told["compile_seconds"]
+        self._before = told["compile_seconds"] - self._compilation.seconds
         self._began = time.perf_counter() - told["seconds"] - told["compile_seconds"]
 
     def told(self) -> dict[str, Any]:

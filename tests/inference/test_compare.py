@@ -1,5 +1,6 @@
 """Comparisons name planted faults, and leave exact methods alone."""
 
+import html
 import json
 
 import jax
@@ -7,10 +8,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from scipy import stats
 
 import quincunx as qx
 import quincunx.distributions as dist
+from quincunx.inference.comparison import compare as compare_module
+from quincunx.inference.comparison.measure import decide
 from quincunx.inference.comparison.result import NUMBERS
+from quincunx.inference.comparison.standard import Sample, Standard
+from quincunx.inference.diagnostics.agreement import Moments, agreement
+from quincunx.inference.diagnostics.discrepancy import SteinTest
+from quincunx.inference.diagnostics.transport import TransportTest
+from quincunx.inference.report import page
+from quincunx.inference.stopping import INTERRUPTED
 from tests.inference.approximate import Gaussian
 from tests.scenarios import SCHOOLS, eight_schools
 
@@ -120,6 +130,27 @@ def test_costs_are_per_effective_draw(compared, fits):
     assert compared.table["peak_mib"].isna().all()
 
 
+FAULTS = {
+    "short": "beta[",
+    "coarse": "log sd of '",
+    "halved": "log sd of '",
+    "stuck": "never moved",
+}
+
+
+@pytest.mark.parametrize(("name", "words"), FAULTS.items())
+def test_table_and_page_tell_of_planted_faults(compared, name, words):
+    row = compared.table.loc[name]
+    assert row["result"] == "differs" or row["verdict"] == "failed"
+    told = html.unescape("".join(page._reasons(compared)))
+    lines = [line for line in told.split("<li>") if line.startswith(f"{name}: ")]
+    assert words in "".join(lines)
+    cells = page._judgement(compared).split("<tr>")
+    mine = next(line for line in cells if f'scope="row" class="text">{name}<' in line)
+    assert f">{row['result']}</td>" in mine
+    assert f">{row['verdict']}</td>" in mine
+
+
 def test_what_it_prints(compared):
     text = str(compared)
     for word in ("differs", "agrees", "cannot tell", "n/a", "blind to the weights", "halved"):
@@ -210,6 +241,47 @@ def test_weighted_draws_have_evidence_and_no_r_hat():
     assert row["ess_per_evaluation"] == pytest.approx(row["ess_bulk"] / 4000)
 
 
+class Broken(Gaussian):
+    """A method that breaks down."""
+
+    name = "broken"
+
+    def init(self, density, position, key):
+        raise qx.MethodError("No luck.")
+
+
+def test_a_method_that_breaks_down_leaves_the_others():
+    found = qx.compare(regression, DATA, [Broken(), Gaussian(newton=2)], num_warmup=0, **QUIET)
+    assert list(found.table.index) == ["test_gaussian"]
+    assert found.left_out["broken"] == "It broke down. No luck."
+    assert "broken did not run: It broke down." in str(found)
+    with pytest.raises(qx.QuincunxError, match="No method made a fit. broken: It broke down"):
+        qx.compare(regression, DATA, [Broken()], num_warmup=0, **QUIET)
+
+
+def test_an_interruption_ends_the_comparison(fits, monkeypatch):
+    posterior = fits["right"].posterior.copy(deep=True)
+    posterior.attrs["outcome"] = INTERRUPTED
+    cut = with_posterior(fits["right"], posterior)
+    monkeypatch.setattr(compare_module, "infer", lambda *_, **__: cut)
+    found = qx.compare(regression, DATA, ["nuts", "polar_slice"])
+    assert list(found.table.index) == ["nuts"]
+    assert "interrupted" in found.left_out["polar_slice"]
+
+
+def test_nothing_runs_before_all_is_looked_at(monkeypatch):
+    def never(*args, **settings):
+        raise AssertionError("it ran")
+
+    monkeypatch.setattr(compare_module, "infer", never)
+    with pytest.raises(qx.QuincunxError, match="Unknown reference 'nots'"):
+        qx.compare(regression, DATA, ["nuts"], reference="nots")
+    with pytest.raises(qx.MethodError, match="sgld"):
+        qx.compare(eight_schools, SCHOOLS, ["nuts", "sgld"])
+    with pytest.raises(qx.MethodError, match="sgld"):
+        qx.compare(eight_schools, SCHOOLS, ["nuts"], reference="sgld")
+
+
 def test_mistakes_are_told(fits):
     with pytest.raises(qx.QuincunxError, match="leave out 'num_samples'"):
         qx.compare(fits, num_samples=3)
@@ -230,6 +302,84 @@ def flat():
     qx.sample("m", dist.Normal(0, 1))
 
 
+@pytest.fixture(scope="module")
+def autoregressive():
+    """Makes fits whose chains are slow and right, or with another mean."""
+    fit = qx.infer(flat, num_warmup=50, **QUIET)
+
+    def made(seed, length=3000, rho=0.95, mean=0.0):
+        m = np.random.default_rng(seed).normal(size=(4, length))
+        m[:, 1:] *= np.sqrt(1 - rho**2)
+        for t in range(1, length):
+            m[:, t] += rho * m[:, t - 1]
+        variables = {"m": (("chain", "draw"), m + mean)}
+        return with_posterior(fit, xr.Dataset(variables, attrs=fit.posterior.attrs))
+
+    return made
+
+
+def test_slow_chains_are_not_taken_for_wrong_ones(autoregressive):
+    tables = []
+    for seed in range(6):
+        fits = {"slow": autoregressive(seed), "other": autoregressive(100 + seed)}
+        tables.append(qx.compare(fits, reference="other").table.loc["slow"])
+    assert [row["result"] for row in tables].count("differs") == 0
+    assert np.median([row["wasserstein_p"] for row in tables]) > 0.05
+    assert np.median([row["ksd_p"] for row in tables]) > 0.05
+    sample = Sample.of_fit(autoregressive(1), None)
+    assert len(sample.kept) == pytest.approx(12_000 / 39 / 2, rel=0.5)
+    wrong = qx.compare(
+        {"off": autoregressive(3, mean=0.8), "other": autoregressive(103)}, reference="other"
+    )
+    assert wrong.table["result"]["off"] == "differs"
+
+
+@pytest.mark.parametrize(("error", "word"), [(0.1, "agrees"), (0.2, "cannot tell")])
+def test_few_effective_draws_cannot_tell(autoregressive, error, word):
+    """Half a posterior sd must be beyond some three standard errors."""
+    moments = Moments(np.zeros(1), np.ones(1), np.full(1, error), np.full(1, 0.01))
+    agreed = agreement(["m"], moments, moments._replace(mean_error=np.zeros(1)), np.zeros(1, bool))
+    standard = Standard("trusted answers", means={"m": 0.0}, sds={"m": 1.0})
+    fit = autoregressive(1)
+    found, reasons = decide(fit, standard, agreed, None, None, is_reference=False)
+    assert found == word
+    if word == "cannot tell":
+        assert "the mean of 'm' could be off by 0.64 and it would not show" in reasons[0]
+
+
+def test_runs_that_ended_in_their_warm_up_have_no_figures(autoregressive, tmp_path):
+    """A budget may end a slow method before its first draw."""
+    cut = qx.infer(flat, num_warmup=50_000, until=qx.Until(seconds=1e-6), progress=False)
+    found = qx.compare({"cut": cut, "other": autoregressive(1)})
+    row = found.table.loc["cut"]
+    assert row["verdict"] == "failed"
+    assert row["result"] == "cannot tell"
+    assert row["ess_bulk"] == 0
+    assert row[["r_hat", "mean_error", "wasserstein_ratio", "ksd"]].isna().all()
+    assert found.reasons["cut"][0].startswith(
+        "The fit has failed: There are no draws yet. It ended"
+    )
+    assert "no draws yet" in found.report(tmp_path / "page.html").read_text()
+    assert "too few draws" in cut.report(tmp_path / "fit.html").read_text()
+    judged = qx.compare({"other": autoregressive(1), "cut": cut}, reference="cut")
+    assert judged.table["result"]["other"] == "cannot tell"
+    with pytest.raises(qx.QuincunxError, match="no draws"):
+        cut.summary()
+
+
+@pytest.mark.parametrize(("p_value", "word"), [(0.004, "agrees"), (0.002, "differs")])
+def test_the_level_is_of_all_tests_together(autoregressive, p_value, word):
+    """Four tests at 1 % together: one of them rejects below a quarter of that."""
+    zero, error = np.zeros(1), np.full(1, 0.01)
+    moments = Moments(zero, zero + 1, error, error)
+    agreed = agreement(["m"], moments, moments, np.zeros(1, bool))
+    moved = TransportTest(1.0, 0.5, 0.9, p_value, 400)
+    fit = autoregressive(1)
+    standard = Standard("trusted answers", means={"m": 0.0}, sds={"m": 1.0})
+    found = decide(fit, standard, agreed, moved, SteinTest(0.0, 0.5), is_reference=False)
+    assert found[0] == word
+
+
 def test_a_choice_follows_the_structure():
     kinked = qx.models.load("diabetes_lasso")
     first = qx.choose(kinked.model, kinked.data).table.index[0]
@@ -241,6 +391,14 @@ def test_a_choice_follows_the_structure():
     many = {"X": np.zeros((60_000, 3)), "y": np.zeros(60_000)}
     assert qx.choose(regression, many).table.index[0] == "sgld"
     assert "several modes" in str(schools)
+    assert "qx.amortize" in str(schools)
+    order = list(schools.table.index)
+    assert order.index("nuts") < order.index("annealed_smc") < order.index("cmcd")
+    assert "annealed_smc" in schools.table["why"]["scld"]
+    blind = qx.from_log_density(lambda x: -0.5 * np.sum(x**2), np.zeros(2), black_box=True)
+    assert list(qx.choose(blind).table.query("applies").index) == [
+        "polar_slice", "elliptical_slice", "ensemble", "hit_and_run_slice"
+    ]  # fmt: skip
     assert schools.table["why"].str.len().gt(0).all()
 
 
@@ -261,6 +419,7 @@ def test_exact_methods_without_fault_are_not_called_different():
 
 @pytest.mark.slow
 def test_exact_methods_on_eight_schools_are_not_called_different():
+    """At most as many of sixty as a level of 1 % gives with probability 0.95."""
     words = []
     for key in range(20):
         found = qx.compare(
@@ -269,7 +428,8 @@ def test_exact_methods_on_eight_schools_are_not_called_different():
         )  # fmt: skip
         words += found.table["result"].tolist()
         print(found.reasons)
-    assert "differs" not in words
+    print(json.dumps(words))
+    assert words.count("differs") <= stats.binom.isf(0.05, len(words), 0.01)
 
 
 @pytest.mark.slow

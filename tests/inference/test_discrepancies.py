@@ -124,8 +124,8 @@ def p_values(rho, dim, repetitions, length=600):
 @pytest.mark.parametrize("dim", [2, 10])
 def test_null_bands_hold_their_level(rho, dim):
     """At most as many rejections as a level of 5 % gives with probability 0.999."""
-    repetitions = 200
-    rejected = np.sum(p_values(rho, dim, repetitions) <= 0.05, axis=0)
+    repetitions, length = 200, 2000 if rho == 0.9 else 600
+    rejected = np.sum(p_values(rho, dim, repetitions, length) <= 0.05, axis=0)
     assert (rejected <= stats.binom.isf(1e-3, repetitions, 0.05)).all(), rejected
 
 
@@ -153,6 +153,23 @@ def test_faults_are_seen(rng):
         assert transport_test(wrong, y, BLOCK, rng).p_value < 0.0025
 
 
+def test_copies_of_resampled_draws_are_not_taken_for_another_law(rng):
+    """Weights of uniform draws make a normal law of them; one draw is there many times over."""
+    p_values, naive = [], []
+    for _ in range(20):
+        x = rng.uniform(-8, 8, size=(300, 1))
+        weight = np.exp(-0.5 * x[:, 0] ** 2)
+        x = x[rng.choice(300, size=200, p=weight / weight.sum())]
+        copies = np.unique(x, return_inverse=True)[1].reshape(-1)
+        p_values.append(stein_test(x, -x, copies, rng, within=False).p_value)
+        naive.append(stein_test(x, -x, np.arange(200) // BLOCK, rng).p_value)
+    assert np.mean(np.array(p_values) <= 0.05) <= 0.2
+    assert np.median(p_values) > 0.15
+    assert np.mean(np.array(naive) <= 0.05) > 0.4
+    wrong = 0.7 * rng.normal(size=(200, 1))
+    assert stein_test(wrong, -wrong, np.arange(200), rng, within=False).p_value < 0.01
+
+
 def test_the_discrepancy_is_blind_to_weights_of_far_modes(rng):
     """The caveat that every report carries."""
     x = 5 + rng.normal(size=(400, 1))  # of 1/2 N(-5, 1) + 1/2 N(5, 1)
@@ -172,6 +189,19 @@ def test_errors_are_in_combined_standard_errors(rng):
     assert found.worst("log_sd")[1] == "y"
     assert found.mean_p < 1e-4
     assert found.log_sd_p < 1e-4
+
+
+def test_errors_are_combined_by_their_squares():
+    """By hand: two parameters, errors of both sides."""
+    found = Moments(*(np.array(part) for part in ([1.0, 0.0], [2.0, 1.0], [0.3, 0.1], [0.03, 0.1])))
+    right = Moments(*(np.array(part) for part in ([0.0, 0.0], [1.0, 1.0], [0.4, 0.1], [0.04, 0.1])))
+    compared = agreement(["x", "y"], found, right, np.zeros(2, bool))
+    row = compared.table.loc["x"]
+    assert row["mean_z"] == pytest.approx(1.0 / 0.5)
+    assert row["mean_error"] == pytest.approx(0.5)
+    assert row["log_sd_z"] == pytest.approx(np.log(2) / 0.05)
+    assert compared.mean_p == pytest.approx(min(1.0, 4 * stats.t.sf(2.0, 50)))
+    assert compared.log_sd_p == pytest.approx(4 * stats.t.sf(np.log(2) / 0.05, 50))
 
 
 def test_a_stuck_chain_has_no_error_that_could_accuse(rng):
@@ -199,6 +229,14 @@ def test_unequal_sets_have_equal_weight_in_normal_scores(rng):
     first, second = normal_scores(rng.normal(size=100), rng.normal(size=5000))
     assert abs(first.mean()) < 0.5
     assert np.mean(first < 0) == pytest.approx(0.5, abs=0.2)
+
+
+def test_the_slowest_coordinate_is_told_by_values_and_squares(rng):
+    fast, slow = chains(rng, 0.0, 4, 2000, 1), chains(rng, 0.9, 4, 2000, 1)
+    assert slowest(fast) == pytest.approx(8000, rel=0.2)
+    assert slowest(np.concatenate([fast, slow], axis=-1)) == pytest.approx(8000 / 19, rel=0.4)
+    signs = rng.choice((-1.0, 1.0), size=fast.shape)
+    assert slowest(signs * np.abs(slow)) < 2500  # only the squares are slow
 
 
 def test_thinning_keeps_whole_blocks_of_one_chain():

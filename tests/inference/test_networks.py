@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import quincunx as qx
+import quincunx.distributions as dist
 from quincunx.inference.distributed.graph import Graph, as_edges
 from tests.laws.networks import adjacency, data_of, metropolis, posterior, regression
 
@@ -49,6 +50,18 @@ def test_graphs_that_are_refused():
         qx.ADMM(agents=4, graph=((0, 1), (0, 7)))
     with pytest.raises(qx.MethodError, match="symmetric adjacency matrix"):
         qx.ADMM(graph=np.triu(np.ones((4, 4))))
+
+
+def test_newton_steps_are_refused_where_the_gradient_jumps():
+    @qx.model
+    def kinked(x, y=None):
+        theta = qx.sample("theta", dist.Laplace(0, 1).expand([2]).to_event(1))
+        with qx.plate("row", x, y) as (x, y):
+            qx.sample("y", dist.Normal(x @ theta, 1), obs=y)
+
+    density = qx.compile(kinked, {"x": np.ones((8, 2)), "y": np.zeros(8)})
+    assert "kinks in 'theta'" in qx.ADMM().missing(density)
+    assert qx.DecentralizedSGLD().missing(density) is None
 
 
 def test_admm_reports():

@@ -8,6 +8,7 @@ import pytest
 
 import quincunx as qx
 from quincunx.cli import main
+from quincunx.inference.report import html
 from tests.inference.test_compare import with_posterior
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -46,7 +47,7 @@ def test_nothing_is_fetched(pages):
         text = page.read_text("utf-8")
         assert not re.search(r"""(?:src|href)=["'](?!data:)""", text)
         assert not re.search(r"@import|url\(", text)
-        assert page.stat().st_size < 8e6
+        assert page.stat().st_size < 3e6
 
 
 def test_a_comparison_names_what_is_wrong(pages):
@@ -56,6 +57,9 @@ def test_a_comparison_names_what_is_wrong(pages):
     assert "The mean of &#x27;mu&#x27; is off" in text
     assert "blind to the weights" in text
     assert text.count("differs") >= 1
+    for column in ("ESS bulk", "mean error", "KSD p", "ESS / second"):
+        assert re.search(f'<th scope="col" title="[a-z][^"]+">{column}</th>', text)
+        assert f'<tr><th scope="row">{column}</th>' in text
 
 
 @pytest.mark.slow
@@ -150,6 +154,27 @@ def test_a_table_is_sorted_by_its_headings(browser, pages):
     assert down == sorted(before, reverse=True)
     assert up != before
     assert table.locator('th[aria-sort="descending"]').count() == 1
+    assert told == []
+    tab.close()
+
+
+def test_infinities_are_sorted_as_numbers_and_missing_figures_last(browser, tmp_path):
+    values = [3.0, float("inf"), float("nan"), -float("inf"), 12_000.0, 0.5, -2e-9]
+    rows = [[html.Cell(f"row {index}"), html.number(value)] for index, value in enumerate(values)]
+    page = tmp_path / "table.html"
+    page.write_text(html.page("Sorted", html.table(["name", "value"], rows)), "utf-8")
+    tab, told, _ = opened(browser, page, 1400)
+    table, read = (
+        tab.locator("table"),
+        "(t) => [...t.tBodies[0].rows].map(r => r.cells[1].innerText)",
+    )
+    heading = table.get_by_role("button", name="value", exact=True)
+    heading.click()
+    assert table.evaluate(read) == ["-inf", "-2e-09", "0.5", "3", "12,000", "inf", "n/a"]
+    heading.click()
+    assert table.evaluate(read) == ["inf", "12,000", "3", "0.5", "-2e-09", "-inf", "n/a"]
+    table.get_by_role("button", name="name", exact=True).click()
+    assert table.evaluate(read)[0] == "3"
     assert told == []
     tab.close()
 

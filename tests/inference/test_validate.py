@@ -54,6 +54,8 @@ def test_an_exact_method_passes(right):
     assert right.ranks.shape == (300, 5)
     assert right.ranks.max() == 39
     assert right.ranks.min() == 0
+    expected = np.minimum(1.0, len(right.table) * right.table["p_value"])
+    np.testing.assert_allclose(right.table["adjusted"], expected)
 
 
 def test_the_prior_passes_marginal_ranks_alone():

@@ -66,3 +66,5 @@ def test_costs_are_counted(fit):
     costs = fit.costs
     assert costs["evaluations"] > costs["warmup_evaluations"] > 0
     assert costs["evaluations"] - costs["warmup_evaluations"] >= 8 * 400
+    assert costs["compile_seconds"] > 0
+    assert costs["sample_seconds"] > 0

@@ -6,8 +6,10 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import pandas as pd
+from rich.console import Console
 
 from quincunx.engine.density import Density, compile
 from quincunx.engine.errors import MethodError, QuincunxError, listing
@@ -15,11 +17,13 @@ from quincunx.inference import registry
 from quincunx.inference.comparison.measure import Measures, measure, predictive
 from quincunx.inference.comparison.result import NUMBERS, Comparison
 from quincunx.inference.comparison.standard import Answers, Standard
+from quincunx.inference.distributed.processes import is_first
 from quincunx.inference.fit import Fit
 from quincunx.inference.memory import watched
 from quincunx.inference.method import Approximation, Kind, Method, as_key
+from quincunx.inference.progress import reporting
 from quincunx.inference.run import infer
-from quincunx.inference.stopping import Until
+from quincunx.inference.stopping import INTERRUPTED, Until
 
 _LONGER = 4
 _FROM = ("ok", "suspect")
@@ -57,8 +61,9 @@ def compare(
         The comparison, one row for each method.
 
     Raises:
-        QuincunxError: fits of different models, an unknown method or reference, or settings that
-            are of no use for fits that are there already.
+        QuincunxError: fits of different models, an unknown method or reference, settings that
+            are of no use for fits that are there already, or no method that made a fit.
+        MethodError: a named method, or the reference, cannot run on the model.
     """
     if isinstance(model, Mapping):
         given = {"data": data, "methods": methods, "budget": budget, **settings}
@@ -66,41 +71,81 @@ def compare(
         if useless:
             message = f"The fits are there already: leave out {listing(useless)}."
             raise QuincunxError(message)
-        return _compared(dict(model), reference, {}, {})
-    fits, peaks, left_out = {}, {}, {}
+        return _compared(dict(model), _resolved(reference, list(model), may_run=False), {}, {})
     density = compile(model, data)
+    named = _named(methods, density)
+    reference = _resolved(reference, list(named), may_run=True)
+    longer = reference if isinstance(reference, Method) else None
+    for method in [*named.values(), *([] if longer is None else [longer])]:
+        registry.require(method, density.program.name, density)
     settings = {"until": budget, "key": as_key(key), "progress": progress, **settings}
-    for name, method in _named(methods, density).items():
-        try:
-            registry.require(method, density.program.name, density)
-            own = _fitting(method, settings)
-            work = functools.partial(infer, model, data, method, **own)
-            fits[name], peaks[name] = watched(work)
-        except MethodError as error:
-            if methods is not None:
-                raise
-            left_out[name] = str(error)
+    fits, peaks, left_out = _run(model, data, named, settings)
     if methods is None:
         table = registry.applicable(model, data)
         left_out = dict(table["missing"][~table["applies"]]) | left_out
-    reference = _as_method(reference)
-    if isinstance(reference, Method):
-        longer = dict(settings, num_samples=_LONGER * settings.get("num_samples", 1000), until=None)
-        longer["key"] = np.random.default_rng(_seed(key)).integers(2**31).item()
-        reference = infer(model, data, reference, **longer)
+    if longer is not None:
+        own = dict(settings, num_samples=_LONGER * settings.get("num_samples", 1000), until=None)
+        own["key"] = np.random.default_rng(_seed(key)).integers(2**31).item()
+        reference, _ = _one("the reference", model, data, longer, own)
     return _compared(fits, reference, peaks, left_out)
+
+
+def _run(
+    model: Callable[..., Any],
+    data: Mapping[str, Any] | None,
+    named: Mapping[str, Method],
+    settings: Mapping[str, Any],
+) -> tuple[dict[str, Fit], dict[str, float], dict[str, str]]:
+    """Fits, MiB of memory that they took, and what became of methods that made none.
+
+    A method that breaks down leaves the others alone. After an interruption no more are run.
+
+    Raises:
+        QuincunxError: no method made a fit.
+    """
+    fits, peaks, left_out = {}, {}, {}
+    for name, method in named.items():
+        if any(fit.verdict.outcome == INTERRUPTED for fit in fits.values()):
+            left_out[name] = "The comparison was interrupted before its turn."
+            continue
+        try:
+            fits[name], peaks[name] = _one(name, model, data, method, settings)
+        except (QuincunxError, jax.errors.JaxRuntimeError) as error:
+            left_out[name] = f"It broke down. {error}"
+    if not fits:
+        told = " ".join(f"{name}: {why}" for name, why in left_out.items())
+        raise QuincunxError(f"No method made a fit. {told}")
+    return fits, peaks, left_out
+
+
+def _one(
+    name: str,
+    model: Callable[..., Any],
+    data: Mapping[str, Any] | None,
+    method: Method,
+    settings: Mapping[str, Any],
+) -> tuple[Fit, float]:
+    """A fit and the MiB that it took, with progress and verdict under the method's name."""
+    with reporting(name, progress=settings["progress"]) as report:
+        own = {**_fitting(method, settings), "progress": report}
+        fit, peak = watched(functools.partial(infer, model, data, method, **own))
+    if settings["progress"] is True and is_first():
+        Console(stderr=True, soft_wrap=True).print(f"{name}: {fit.verdict.status}")
+    return fit, peak
 
 
 def _fitting(method: Method, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of `infer` without those about chains, for a method that has none."""
     if not isinstance(method, Approximation):
         return dict(settings)
-    return {name: value for name, value in settings.items() if name in _FOR_ALL}
+    own = {name: value for name, value in settings.items() if name in _FOR_ALL}
+    until = own["until"]
+    if until is not None:
+        own["until"] = None if until.seconds is None else Until(seconds=until.seconds)
+    return own
 
 
 def _seed(key: Any) -> Any:
-    import jax
-
     return np.asarray(jax.random.key_data(as_key(key))).tolist()
 
 
@@ -109,8 +154,7 @@ def _named(
 ) -> dict[str, Method]:
     """Method objects under names of their own."""
     if methods is None:
-        table = registry.methods()
-        every = [registry.resolve(name) for name in table.index]
+        every = [registry.resolve(name) for name in registry.methods().index]
         return {m.name: m for m in every if m.missing(density) is None}
     if isinstance(methods, (str, Method, type)):
         raise MethodError("`methods` must be a list, such as ['nuts', qx.PolarSlice()].")
@@ -123,13 +167,38 @@ def _named(
     return named
 
 
-def _as_method(reference: Any) -> Any:
-    """A reference that is a method, or its name, as an object; anything else as it is."""
+def _resolved(reference: Any, names: Sequence[str], *, may_run: bool) -> Any:
+    """A reference as a fit, a method, trusted answers or the name of a compared fit.
+
+    Args:
+        reference: as it was given.
+        names: of the compared fits.
+        may_run: whether a method may be run for it, which then goes before a fit of its name.
+
+    Raises:
+        QuincunxError: it is nothing of that.
+    """
     if isinstance(reference, type) and issubclass(reference, Method):
-        return reference()
-    if isinstance(reference, str) and reference in registry.methods().index:
+        reference = reference()
+    valid = (Fit, Answers, Method) if may_run else (Fit, Answers)
+    if reference is None or isinstance(reference, valid):
+        return reference
+    if not isinstance(reference, str):
+        message = "`reference` must be a fit, a method, a name or a worked model's `Reference`, "
+        if isinstance(reference, Method):
+            message = "A method can be the `reference` only of a model; of fits give one of them, "
+        raise QuincunxError(message + f"not {type(reference).__name__}.")
+    if may_run and reference in registry.methods().index:
         return registry.resolve(reference)
-    return reference
+    if reference in names:
+        return reference
+    from quincunx import models  # data sets, which comparisons do not need otherwise
+
+    if reference in models.names():
+        return models.load(reference).reference
+    message = f"Unknown reference '{reference}': it is no compared fit"
+    message += ", no method" if may_run else ""
+    raise QuincunxError(message + " and no worked model (`quincunx.models.names()`).")
 
 
 def _compared(
@@ -182,7 +251,7 @@ def _standard(reference: Any, fits: Mapping[str, Fit], density: Density | None) 
     """What to judge by.
 
     Raises:
-        QuincunxError: an unknown reference.
+        QuincunxError: trusted answers without any.
     """
     if reference is None:
         return _best(fits, density)
@@ -191,18 +260,7 @@ def _standard(reference: Any, fits: Mapping[str, Fit], density: Density | None) 
         method = reference.tree["posterior"].attrs["method"]
         return Standard.of_fit(reference, name or f"a fit by {method}", density, name)
     if isinstance(reference, str):
-        if reference in fits:
-            return Standard.of_fit(fits[reference], reference, density, reference)
-        from quincunx import models  # data sets, which comparisons do not need otherwise
-
-        if reference in models.names():
-            reference = models.load(reference).reference
-        else:
-            message = f"Unknown reference '{reference}': it is no compared fit, no method and no "
-            raise QuincunxError(message + "worked model (`quincunx.models.names()`).")
-    if not isinstance(reference, Answers):
-        message = "`reference` must be a fit, a method, a name or a worked model's `Reference`, "
-        raise QuincunxError(message + f"not {type(reference).__name__}.")
+        return Standard.of_fit(fits[reference], reference, density, reference)
     standard = Standard.of_answers(reference, density)
     if not standard.names:
         raise QuincunxError(f"The reference has no answers: {standard.label}.")

@@ -76,9 +76,11 @@ def against(sample: Sample, standard: Standard) -> Agreement | None:
     mine = sample.values[..., [sample.names.index(name) for name in names]]
     if not np.isfinite(mine).all():
         return None
-    if standard.sample is None or standard.sample.values is None:
+    if standard.sample is None:
         found, heavy = Moments.of(mine, sample.ess), np.zeros(len(names), bool)
         return agreement(names, found, standard.moments(names), heavy)
+    if standard.sample.values is None:
+        return None
     theirs = standard.sample.values[..., [standard.sample.names.index(name) for name in names]]
     pooled = np.concatenate([v.reshape(-1, len(names)) for v in (mine, theirs)])
     heavy = heavy_tailed(pooled)
@@ -107,8 +109,11 @@ def stein(
     )
     if not np.isfinite(score).all():
         return None
-    x = white.positions(z)
-    return stein_test(x, white.scores(score), np.arange(len(z)) // BLOCK, rng)
+    x, scores = white.positions(z), white.scores(score)
+    if sample.ess is None:
+        return stein_test(x, scores, np.arange(len(z)) // BLOCK, rng)
+    copies = np.unique(z, axis=0, return_inverse=True)[1].reshape(-1)
+    return stein_test(x, scores, copies, rng, within=False)
 
 
 def _part(sample: Sample) -> np.ndarray:
@@ -192,7 +197,7 @@ def figures(fit: Fit) -> dict[str, Any]:
         "log_evidence": np.nan,
         "log_evidence_error": np.nan,
     }
-    if not np.isfinite(row["r_hat"]) and not np.isinf(row["r_hat"]):
+    if not fit.posterior.sizes["draw"] or row["r_hat"] == -np.inf:
         row["r_hat"] = np.nan
     if weighted:
         found = fit.importance
@@ -314,7 +319,8 @@ def decide(
     if is_reference:
         return REFERENCE, ()
     if fit.verdict.status == "failed":
-        return UNSURE, (f"The fit has failed: {fit.verdict.reasons[0]}",)
+        ended = f" It ended early: {fit.verdict.outcome}." if fit.verdict.outcome else ""
+        return UNSURE, (f"The fit has failed: {fit.verdict.reasons[0]}{ended}",)
     if standard is None:
         return UNSURE, ("There is no reference to compare with.",)
     if standard.status == "failed":

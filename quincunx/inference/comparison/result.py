@@ -45,6 +45,29 @@ NUMBERS = {
     "peak_mib": "peak MiB",
     "bytes": "bytes sent",
 }
+MEANINGS = {
+    "ess_bulk": "effective draws for means, of the worst parameter; of weighted draws by weights",
+    "ess_tail": "effective draws for 5 % and 95 % quantiles, of the worst parameter",
+    "r_hat": "how far chains disagree, of the worst parameter; 1 where they agree",
+    "mean_error": "largest error of a mean against the reference, in combined standard errors",
+    "log_sd_error": "largest error of a log sd against the reference, in combined standard errors",
+    "wasserstein_ratio": "squared sliced Wasserstein distance to the reference over that of chance",
+    "ksd_p": "how often exact draws have a larger kernel Stein discrepancy; needs no reference",
+    "pareto_k": "tail of the weights: good below 0.5, unreliable above 0.7",
+    "log_evidence": "logarithm of the density's integral, from weights",
+    "elpd_difference": "expected log predictive density (leave-one-out) less the reference's",
+    "ess_per_gradient": "effective draws for a gradient",
+    "ess_per_evaluation": "effective draws for an evaluation of the density",
+    "ess_per_pass": "effective draws for a pass over all rows",
+    "ess_per_second": "effective draws for a second, compilation left out",
+    "gradients": "gradients of all chains or batches, with those of warm-up and training",
+    "evaluations": "evaluations of the density, those with a gradient included",
+    "data_passes": "how often all rows were gone through",
+    "compile_seconds": "seconds of tracing and compiling",
+    "sample_seconds": "seconds of all else: training, warm-up, sampling",
+    "peak_mib": "growth of memory while the method ran",
+    "bytes": "bytes that agents sent each other",
+}
 WORDS = {"kind": "kind", "verdict": "verdict", "result": "result"}
 _PARAMETERS = {"mean_error": "mean_parameter", "log_sd_error": "log_sd_parameter"}
 _ATTRIBUTE = "quincunx_comparison"
@@ -87,7 +110,10 @@ def number(value: float) -> str:
 
 def cell(row: Mapping[str, Any], column: str) -> str:
     """What a table shows of a column in a row, with the parameter that is worst."""
-    shown = number(float(row[column]))
+    value = float(row[column])
+    if column == "log_evidence" and np.isfinite(value):
+        return f"{value:.2f} ± {float(row['log_evidence_error']):.1g}"
+    shown = number(value)
     parameter = row[_PARAMETERS[column]] if column in _PARAMETERS else ""
     return f"{shown} ({parameter})" if parameter else shown
 

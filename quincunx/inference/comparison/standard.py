@@ -21,6 +21,7 @@ from quincunx.inference.weighted import is_weighted
 
 _MOST = 16_000  # draws that are looked at
 _EXACT_DRAWS = 4000
+_LEAST = 4  # draws of a chain without which nothing can be said
 
 
 @runtime_checkable
@@ -47,7 +48,7 @@ class Sample:
 
     Attributes:
         names: scalar parameters.
-        values: their draws, `(chain, draw, parameter)`; `None` where only moments are known.
+        values: their draws, `(chain, draw, parameter)`; `None` where there are too few.
         ess: effective sample size of draws that are of no chain; `None` for chains.
         z: flat unconstrained positions, `(chain, draw, dim)`; `None` where they cannot be had.
         kept: indices into all positions, near enough to independent, in blocks of `BLOCK`.
@@ -83,6 +84,8 @@ class Sample:
     @classmethod
     def _of(cls, draws: dict[str, np.ndarray], density: Density | None, ess: float | None) -> Any:
         names, values = flatten(draws)
+        if values.shape[1] < _LEAST:
+            return cls(names, None, ess, None, np.zeros(0, int))
         z = values if density is None else _flat(draws, density)
         if z is None:
             return cls(names, values, ess, None, np.zeros(0, int))
@@ -92,7 +95,7 @@ class Sample:
         if ess is None:
             kept = thinned(number, chains, slowest(z))
         else:
-            kept = thinned(number * chains, 1, 2.0 * min(ess, number * chains))
+            kept = thinned(number * chains, 1, min(ess, number * chains))
         return cls(names, values, ess, z, kept)
 
     @property

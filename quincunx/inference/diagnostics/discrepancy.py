@@ -14,6 +14,8 @@ successive draws, the same in all of the block,
     B = 1 / (n (n - 1)) sum_(i != j) W_i W_j k_p(i, j),    W = -1 or 1,
 
 has the law of the statistic under exact draws, as far as blocks are independent of each other.
+Draws that were resampled by weights come in copies. Those of one are a block, and only pairs of
+different draws count: on average each of these counts by the product of both weights.
 
 Two caveats: the discrepancy is blind to the weights of modes far from each other, since the score
 sees only one of them at a time; and its power falls with the dimension.
@@ -118,7 +120,12 @@ def kernel_stein_discrepancy(z: np.ndarray, score: np.ndarray) -> tuple[float, f
 
 
 def stein_test(
-    x: np.ndarray, s: np.ndarray, block: np.ndarray, rng: np.random.Generator
+    x: np.ndarray,
+    s: np.ndarray,
+    block: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    within: bool = True,
 ) -> SteinTest:
     """The U-statistic and its p-value.
 
@@ -127,15 +134,17 @@ def stein_test(
         s: gradients of the log density there, `(n, dim)`.
         block: for each draw the number of its block, `(n,)`.
         rng: for the bootstrap's signs.
+        within: whether pairs of one block count; copies of one draw must not.
     """
     count, blocks = len(x), int(block.max()) + 1
     kernel = stein_kernel(x, s, float(x.shape[1]))
-    np.fill_diagonal(kernel, 0.0)
+    left_out = np.eye(count, dtype=bool) if within else block[:, None] == block
+    kernel[left_out] = 0.0
     member = np.zeros((blocks, count))
     member[block, np.arange(count)] = 1.0
     between = member @ kernel @ member.T
     signs = rng.choice((-1.0, 1.0), size=(_RESAMPLED, blocks))
-    pairs = count * (count - 1)
+    pairs = max(count**2 - int(left_out.sum()), 1)
     found = float(between.sum()) / pairs
     resampled = np.einsum("rb,rb->r", signs @ between, signs) / pairs
     return SteinTest(found, float(1 + np.sum(resampled >= found)) / (1 + _RESAMPLED))

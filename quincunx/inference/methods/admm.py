@@ -24,7 +24,8 @@ differ by far more than the posterior is wide; with shared noise each follows it
 
 The proximal step is taken by damped Newton steps to a residual of 10^-4 of the noise, and the
 transition is said to have diverged where it is above 10^-3. They solve linear systems in all
-coordinates, so this is for some hundreds of them.
+coordinates, so this is for some hundreds of them; and where the gradient jumps, as at the kinks of
+Laplace priors, no such residual is reached, so that models with kinks are refused.
 
 The published code of the distributed ADMM sampler (D-ADMMS) is sisl/Distributed_ADMM_Sampler on
 GitHub; the calibration is derived above, from the sum of the optimality conditions.
@@ -41,6 +42,7 @@ import numpy as np
 from jaxtyping import Array
 
 from quincunx.engine.density import Density
+from quincunx.engine.errors import listing
 from quincunx.inference.distributed.collectives import AXIS, anywhere, largest, locally
 from quincunx.inference.distributed.graph import Edges, as_edges
 from quincunx.inference.distributed.network import (
@@ -118,6 +120,16 @@ class ADMM(Networked):
         else:
             positive("rho", self.rho, "ADMM")
         self.network.degrees  # noqa: B018
+
+    def missing(self, density: Density) -> str | None:
+        """What agents need, and gradients without jumps, which Newton steps follow."""
+        if lacking := super().missing(density):
+            return lacking
+        kinked = density.structure.composite.kinked()
+        if not kinked:
+            return None
+        reason = "its proximal steps are by Newton's method, and the density has kinks in "
+        return reason + f"{listing(kinked)}."
 
     def start(self, density: Density, z: Array) -> Agent:
         """No multipliers yet."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -268,19 +267,12 @@ def train(
     dtype = learned.log_z.dtype
     places = (jnp.asarray(cloud, dtype), jnp.asarray(log_gamma, dtype), jnp.asarray(step, dtype))
     state = budget.restored(begin(recipe, learned, *places))
-    done, first, compiling = int(state.done), 0.0, True
+    done = int(state.done)
     made = CHUNK * recipe.batch * (learned.process.steps + 1)
     made += recipe.searched * (recipe.moves + 1) if recipe.local_search else 0
     while done < recipe.iterations:
-        began = time.perf_counter()
         state, sums = chunk(recipe, target, state, jax.random.fold_in(key, done))
         loss, left_out = jax.device_get(sums)
-        taken = time.perf_counter() - began
-        if not first:
-            first = taken
-        elif compiling:
-            budget.compiled(max(first - taken, 0.0))
-            compiling = False
         done += CHUNK
         budget.count(gradients=made, evaluations=made)
         seen = {"loss": float(loss), "skipped": int(left_out)}

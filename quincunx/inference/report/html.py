@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib import resources
 from typing import NamedTuple
@@ -56,7 +56,11 @@ def word(text: str) -> Cell:
 
 
 def table(
-    headings: Sequence[str], rows: Iterable[Sequence[Cell]], *, text: Sequence[int] = (0,)
+    headings: Sequence[str],
+    rows: Iterable[Sequence[Cell]],
+    *,
+    text: Sequence[int] = (0,),
+    meanings: Mapping[str, str] | None = None,
 ) -> str:
     """A table that can be sorted by its headings, where there are scripts.
 
@@ -64,10 +68,12 @@ def table(
         headings: of the columns.
         rows: entries, the first of which heads its row.
         text: columns of words rather than figures.
+        meanings: by heading, what is shown where a pointer rests on it.
     """
+    hints = {name: f' title="{escape(said)}"' for name, said in (meanings or {}).items()}
     left = {index: ' class="text"' for index in text}
     head = "".join(
-        f'<th scope="col"{left.get(index, "")}>{escape(name)}</th>'
+        f'<th scope="col"{left.get(index, "")}{hints.get(name, "")}>{escape(name)}</th>'
         for index, name in enumerate(headings)
     )
     lines = []
@@ -93,7 +99,7 @@ def plain(rows: Iterable[tuple[str, str]]) -> str:
         f'<tr><th scope="row">{escape(name)}</th><td class="text">{escape(value)}</td></tr>'
         for name, value in rows
     ]
-    return f'<div class="wide"><table><tbody>{"".join(lines)}</tbody></table></div>'
+    return f'<div class="wide"><table class="plain"><tbody>{"".join(lines)}</tbody></table></div>'
 
 
 def figure(drawing: Drawing) -> str:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from quincunx.engine.errors import QuincunxError
 from quincunx.engine.explain import Explanation
-from quincunx.inference.comparison.result import JUDGED, NUMBERS, SPENT, Comparison, cell
+from quincunx.inference.comparison.result import JUDGED, MEANINGS, NUMBERS, SPENT, Comparison, cell
 from quincunx.inference.diagnostics.discrepancy import CAVEAT
 from quincunx.inference.fit import Fit
 from quincunx.inference.method import Kind
@@ -21,6 +21,7 @@ from quincunx.inference.report import html, plots
 
 _ROWS = 200
 _SHOWN, _FEW = 12, 3
+_TOGETHER = 12  # parameters in the plots of all compared methods together, so that pages stay small
 _BARS = ("evaluations", "sample_seconds", "ess_per_evaluation", "ess_per_second")
 
 
@@ -54,7 +55,11 @@ def write_comparison(comparison: Comparison, path: str | Path) -> Path:
     judged = f"Judged by {comparison.reference}." if comparison.reference else "No reference."
     drawings = []
     names = _interesting(comparison)
-    finite = {name: fit for name, fit in fits.items() if fit.convergence.finite.all()}
+    finite = {
+        name: fit
+        for name, fit in fits.items()
+        if plots.drawable(fit) and fit.convergence.finite.all()
+    }
     if names and finite:
         drawings.append(plots.forest(finite, names))
     rows = comparison.rows()
@@ -71,6 +76,7 @@ def write_comparison(comparison: Comparison, path: str | Path) -> Path:
         html.section("Parameters", *map(html.figure, drawings)),
         *(_method(name, fit, comparison) for name, fit in fits.items()),
         html.section("Left out", html.listed(_left_out(comparison))),
+        html.section("What the columns mean", html.plain(_meanings(comparison))),
     ]
     return _write(path, html.page(title, *sections))
 
@@ -105,6 +111,8 @@ def _explained(model: dict[str, Any] | None) -> str:
 
 
 def _summary(fit: Fit) -> list[str]:
+    if not plots.drawable(fit):
+        return [html.paragraph("There are too few draws to say anything of parameters.")]
     table: Any = fit.summary(round_to="none")
     found, free = fit.convergence, fit.free()
     shown: Any = table.head(_ROWS)
@@ -184,16 +192,17 @@ def _table(comparison: Comparison, columns: tuple[str, ...], *, words: bool = Fa
             cells.append(value._replace(shown=cell(row, column)))
         rows.append(cells)
     text = range(len(headings))
-    return html.table([*headings, *(NUMBERS[c] for c in shown)], rows, text=text)
+    meanings = {NUMBERS[column]: MEANINGS[column] for column in shown}
+    return html.table([*headings, *meanings], rows, text=text, meanings=meanings)
 
 
 def _reasons(comparison: Comparison) -> list[str]:
     lines = [f"{name}: {line}" for name, found in comparison.reasons.items() for line in found]
     parts = [html.listed(lines) or html.paragraph("No method differs from the reference.")]
     told = (
-        "Errors are in combined Monte Carlo standard errors; the SW2 ratio is the squared sliced "
-        "Wasserstein distance to the reference over what chance gives. Figures that would mean "
-        "nothing are n/a."
+        "A method differs where a test rejects at the 1 % level of all its tests together, and "
+        "agrees only where a difference that matters would have been seen. Figures that would mean "
+        "nothing are n/a; what the columns mean is told at the end."
     )
     parts.append(html.paragraph(told, soft=True))
     if comparison.shown(["ksd"]):
@@ -220,7 +229,8 @@ def _method(name: str, fit: Fit, comparison: Comparison) -> str:
     errors = comparison.errors[name]
     if not errors.empty:
         parts.append(_errors(errors))
-    parts += map(html.figure, plots.of_chains(fit, _FEW))
+    few = int(np.clip(_TOGETHER // len(comparison.fits), 1, _FEW))
+    parts += map(html.figure, plots.of_chains(fit, few))
     parts += [_weights(fit), _bias(fit), html.plain(_settings(fit))]
     return html.section(name, *parts)
 
@@ -239,6 +249,11 @@ def _errors(errors: pd.DataFrame) -> str:
         cells = [html.number(float(errors[column].to_numpy()[index])) for column in headings]
         rows.append([html.Cell(str(errors.index[index])), *cells])
     return html.table(["parameter", *headings.values()], rows)
+
+
+def _meanings(comparison: Comparison) -> list[tuple[str, str]]:
+    shown = comparison.shown((*JUDGED, *SPENT))
+    return [(NUMBERS[column], MEANINGS[column]) for column in shown]
 
 
 def _left_out(comparison: Comparison) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from quincunx.inference.fit import Fit
 from quincunx.inference.report.html import Drawing
 from quincunx.inference.weighted import is_weighted
 
+_FEWEST = 4
+_LONG = re.compile(rb"(\d\.\d\d)\d{3,}")  # coordinates to a hundredth of a point
 _FEWFOLD = 20  # ratio of figures up to which bars are from zero
 _TRACED, _PAIRED = 250, 150  # draws of a chain
 _SETTINGS = {
@@ -46,8 +49,15 @@ def some(fit: Fit, names: Sequence[str], most: int | None = None) -> xr.DataTree
     return arviz_base.from_dict(groups)
 
 
+def drawable(fit: Fit) -> bool:
+    """Whether there are draws enough for intervals."""
+    return fit.posterior.sizes["draw"] >= _FEWEST
+
+
 def worst(fit: Fit, count: int) -> list[str]:
-    """The parameters with the fewest effective draws, stuck ones first."""
+    """The parameters with the fewest effective draws, stuck ones first; none without draws."""
+    if not drawable(fit):
+        return []
     found = fit.convergence
     usable = fit.free() & found.finite
     order = np.argsort(np.where(usable, found.ess_bulk, np.inf), kind="stable")
@@ -122,7 +132,7 @@ def bars(columns: Mapping[str, Mapping[str, float]]) -> Drawing:
         lambda: _bars(columns),
         "Costs",
         "Warm-up included. Scales are logarithmic where figures differ by more than 20 times; "
-        "a missing bar is a figure that means nothing.",
+        "a missing bar is nought, or a figure that would mean nothing.",
     )
 
 
@@ -188,4 +198,4 @@ def _drawn(draw: Callable[[], Any], title: str, caption: str) -> Drawing:
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
         plt.close(figure)
-    return Drawing(buffer.getvalue(), title, caption)
+    return Drawing(_LONG.sub(rb"\1", buffer.getvalue()), title, caption)
