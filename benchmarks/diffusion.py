@@ -116,7 +116,7 @@ RUNS = [
     ("funnel", qx.AnnealedSMC()),
     ("funnel", qx.CMCD()),
 ]
-LARGE = {"num_samples": 64}  # for the Cox process, in place of 1000: it has 1600 dimensions
+LARGE = {"num_samples": 100}  # for the Cox process, in place of 1000: it has 1600 dimensions
 PAPERS = {  # errors of the log evidence: TB + local search + Langevin, PIS, DDS
     "ionosphere": (None, -0.37, 0.03),
     "sonar": (None, -0.97, -0.52),

@@ -80,7 +80,7 @@ class AnnealedSMC(Approximation):
 
     Attributes:
         steps: temperatures, at most 320; `None` to have their number follow from pilot runs.
-        moves: Metropolis-Hastings steps at each temperature.
+        moves: Metropolis-Hastings steps at each temperature; every third is ten times shorter.
         threshold: share of effective particles below which they are resampled.
         start: `laplace`, `cloud` (short chains from far apart), or `auto` for the better.
         pilot: particles of the pilot runs.
@@ -93,7 +93,7 @@ class AnnealedSMC(Approximation):
     )
 
     steps: int | None = None
-    moves: int = 2
+    moves: int = 3
     threshold: float = 0.5
     start: str = "auto"
     pilot: int = 256

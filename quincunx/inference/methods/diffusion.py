@@ -40,7 +40,7 @@ from quincunx.inference.paths.tuning import LENGTH, Tuned, choose_start
 from quincunx.inference.registry import register
 from quincunx.inference.training import Budget
 
-_MOST_SEGMENTS, _ENDS = 16, 256
+_MOST_SEGMENTS, _ENDS = 8, 256
 _UNADJUSTED = (0.1, 0.2, 0.4, 0.8)  # sizes of steps that are not corrected, as a share of those
 _WIDEST = 0.25  # that are, up to this size
 _COUNTS = ("steps", "width", "iterations", "batch", "moves", "buffer")
@@ -152,7 +152,7 @@ class DiffusionSampler(Approximation):
 
     @property
     def segments(self) -> int:
-        """Parts of a path: the most that `steps` can be cut into evenly, up to sixteen."""
+        """Parts of a path: the most that `steps` can be cut into evenly, up to eight."""
         return max(part for part in range(1, _MOST_SEGMENTS + 1) if self.steps % part == 0)
 
     def fit(self, density: Density, key: Array, budget: Budget) -> PathSampler:
@@ -378,8 +378,8 @@ class SCLD(DiffusionSampler):
 
     loss: str = "segment_log_variance"
     off_policy: bool = True
-    schedule_rate: float = 3.0
-    moves: int = 2
+    moves: int = 4
+    threshold: float = 0.5
 
 
 @register
