@@ -45,13 +45,14 @@ def mean_weight(kernels, *, resample):
     return each.mean(axis=0), each.std(axis=0) / 300**0.5
 
 
-@pytest.mark.parametrize("resample", [False, True])
+@pytest.mark.parametrize("resample", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_weights_of_a_product_are_those_of_the_last_density(kernels, resample):
     mean, error = mean_weight(kernels, resample=resample)
     assert error.max() < 0.03
     assert (np.abs(mean - [1, 0, 0]) < 4 * error).all()
 
 
+@pytest.mark.slow
 def test_a_product_without_the_law_of_its_start_is_seen(kernels, monkeypatch):
     """Mutation."""
     monkeypatch.setattr(type(kernels), "log_start", lambda self, y: jnp.zeros(y.shape[:-1]))
