@@ -7,10 +7,18 @@ import numpy as np
 import pytest
 
 import quincunx as qx
+from quincunx.inference.diagnostics.importance import bounds
 from quincunx.inference.paths.product import product
 from quincunx.inference.paths.sampler import PathSampler
 from quincunx.inference.paths.target import Target, Whitening
-from tests.inference.paths.problems import LOG_Z, MEAN, gaussian, gaussian_target, untrained
+from tests.inference.paths.problems import (
+    LOG_Z,
+    MEAN,
+    gaussian,
+    gaussian_target,
+    mixture_target,
+    untrained,
+)
 from tests.inference.test_weighted import evidence
 from tests.scenarios import conjugate, conjugate_posterior
 
@@ -121,6 +129,24 @@ def test_bounds_hold_for_exact_draws(parts):
     assert exact < found.upper.value + 4 * found.upper.error
     assert abs(found.upper.value - found.lower.value) < 0.1
     assert 0.9 < found.share <= 1
+
+
+@pytest.mark.slow
+def test_bounds_hold_on_nine_modes_before_and_after_training():
+    means = np.stack(np.meshgrid(*(np.array([-1.5, 0.0, 1.5]),) * 2), -1).reshape(-1, 2)
+    density = mixture_target(means, 0.3).density
+    rng = np.random.default_rng(3)
+    exact = means[rng.integers(0, 9, 4000)] + 0.3 * rng.normal(size=(4000, 2))
+    gaps = []
+    for iterations in (0, 200):
+        method = qx.CMCD(steps=16, width=32, iterations=iterations, start="cloud")
+        sampler = method.fit(density, jax.random.key(0), qx.Budget())
+        forwards = eqx.filter_jit(sampler.forwards)(density, jax.random.key(1), 4000)
+        backwards = eqx.filter_jit(sampler.backwards)(density, jax.random.key(2), exact)
+        found = bounds(np.asarray(forwards), np.asarray(backwards))
+        assert found.lower.value < 0 < found.upper.value
+        gaps.append(found.upper.value - found.lower.value)
+    assert gaps[1] < gaps[0]
 
 
 @pytest.mark.slow

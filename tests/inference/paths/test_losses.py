@@ -14,8 +14,8 @@ from tests.inference.paths.problems import gaussian_target, untrained
 BATCH, ROUNDS = 4000, 200  # without derivatives through paths gradients are noisy
 
 
-def learned(kernel="bridge", steps=4):
-    process = untrained(kernel, steps=steps, strength=0.15)
+def learned(kernel="bridge", steps=4, strength=0.15):
+    process = untrained(kernel, steps=steps, strength=strength)
     # the score feature is a constant of derivatives, so the identities hold without it
     limits = lambda p: (p.control.limit, p.backward.limit)  # noqa: E731
     process = eqx.tree_at(limits, process, (0.0, 0.0))
@@ -31,10 +31,9 @@ def parts(gradient):
     return flat(process.control), flat(process.backward), flat(schedule)
 
 
-@pytest.fixture(scope="module")
-def gradients():
-    """Mean gradients by loss, from the same batches, and those of two halves of the first."""
-    model, target = learned(), gaussian_target()
+def mean_gradients(model, names):
+    """Mean gradients by loss, from the same batches."""
+    target = gaussian_target()
     variables, frozen = eqx.partition(model, eqx.is_inexact_array)
 
     def gradient(name, key):
@@ -50,16 +49,22 @@ def gradients():
 
     found = {}
     keys = jax.random.split(jax.random.key(4), ROUNDS)
-    for name in (
-        "reverse_kl",
-        "stick_the_landing",
-        "log_derivative",
-        "log_variance",
-        "trajectory_balance",
-    ):
+    for name in names:
         each = jax.jit(lambda keys, name=name: jax.lax.map(lambda k: gradient(name, k), keys))(keys)
         found[name] = parts(jax.tree.map(lambda leaf: leaf.mean(axis=0), each))
     return found
+
+
+@pytest.fixture(scope="module")
+def gradients():
+    names = ("reverse_kl", "stick_the_landing", "log_derivative", "log_variance")
+    return mean_gradients(learned(), (*names, "trajectory_balance"))
+
+
+@pytest.fixture(scope="module")
+def gradients_of_uneven_weights():
+    model = learned(strength=0.3)
+    return mean_gradients(model, ("reverse_kl", "log_derivative", "log_variance"))
 
 
 def cosine(a, b):
@@ -82,6 +87,19 @@ def test_forward_control_has_the_gradient_of_the_divergence(gradients, name):
 def test_these_have_it_for_all_parameters(gradients, name, part):
     ours, exact = gradients[name][part], gradients["reverse_kl"][part]
     assert cosine(ours, exact) > 0.99
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", [1, 2])
+def test_the_log_variance_has_another_gradient_for_backward_kernels(
+    gradients_of_uneven_weights, part
+):
+    """And for the schedule; the two agree where weights are nearly one."""
+    found = {name: each[part] for name, each in gradients_of_uneven_weights.items()}
+    exact = found["reverse_kl"]
+    close = np.linalg.norm(found["log_derivative"] - exact)
+    assert close < 0.1 * np.linalg.norm(exact)
+    assert np.linalg.norm(found["log_variance"] - exact) > 5 * close
 
 
 @pytest.mark.parametrize(
