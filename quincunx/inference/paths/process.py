@@ -142,6 +142,15 @@ class Kernels(eqx.Module):
     def back(self, at: Any, x: Array, score: Array) -> tuple[Array, Array]:
         """Mean and variance of B_k, at x' = x_{k+1}."""
 
+    def log_back(self, at: Any, rest: Array, variance: Array) -> Array:
+        """Log B_k at `rest` from its mean; zero where it is certain, at a start that is a point."""
+        if not self.starts_at_origin:
+            return log_gauss(rest, variance)
+        certain = at.index == 0
+        beside = _column(certain, rest)
+        value = log_gauss(jnp.where(beside, 0.0, rest), jnp.where(beside, 1.0, variance))
+        return jnp.where(certain, 0.0, value)
+
 
 class Process(Kernels):
     """A pair of kernels for each step, with everything about them that can be learned.
@@ -289,13 +298,7 @@ class Process(Kernels):
         to, wide = self.forward(at, here, flat(paths.score[:-1]))
         fro, broad = self.back(at, there, flat(paths.score[1:]))
         forward = log_gauss(there - to, wide)
-        if self.starts_at_origin:
-            first = _column(at.index, here) == 0
-            broad = jnp.where(first, 1.0, broad)
-            backward = log_gauss(jnp.where(first, 0.0, here - fro), broad)
-            backward = jnp.where(at.index == 0, 0.0, backward)
-        else:
-            backward = log_gauss(here - fro, broad)
+        backward = self.log_back(at, here - fro, broad)
         return forward.reshape(-1, count), backward.reshape(-1, count)
 
     def log_weights(self, paths: Paths) -> Array:

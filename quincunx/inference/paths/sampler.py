@@ -130,12 +130,7 @@ class PathSampler(Sampler):
             log_gamma, there = target.with_score(back)
             to, wide = process.forward(at, back, there)
             total -= log_gauss(x - to, wide)
-            if process.starts_at_origin:
-                first = at.index == 0
-                broad = jnp.where(first, 1.0, variance)
-                total += jnp.where(first, 0.0, log_gauss(jnp.where(first, 0.0, back - mean), broad))
-            else:
-                total += log_gauss(back - mean, variance)
+            total += process.log_back(at, back - mean, variance)
             return (Particles(back, there, log_gamma), total), None
 
         first = (Particles(x, score, log_gamma), process.last(log_gamma))
@@ -166,12 +161,7 @@ class PathSampler(Sampler):
             log_gamma, there = target.with_score(moved)
             fro, broad = process.back(at, moved, there)
             total -= log_gauss(moved - mean, variance)
-            if process.starts_at_origin:
-                first = at.index == 0
-                broad = jnp.where(first, 1.0, broad)
-                total += jnp.where(first, 0.0, log_gauss(jnp.where(first, 0.0, x - fro), broad))
-            else:
-                total += log_gauss(x - fro, broad)
+            total += process.log_back(at, x - fro, broad)
             return (Particles(moved, there, log_gamma), total), None
 
         zero = jnp.zeros_like(process.last(particles.log_gamma))
