@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,14 +90,12 @@ class Product(Kernels):
         targets: what for, with their coordinates.
         whitening: of the product.
         powers: c_i.
-        steps: K.
     """
 
     processes: tuple[Process, ...]
     targets: tuple[Target, ...]
     whitening: Whitening
     powers: tuple[float, ...]
-    steps: int = eqx.field(static=True)
 
     def target(self, density: Density, whitening: Whitening) -> Together:
         """What is evaluated at all places."""
@@ -107,7 +104,7 @@ class Product(Kernels):
     @property
     def length(self) -> int:
         """How many steps there are."""
-        return self.steps
+        return self.processes[0].steps
 
     @property
     def densities(self) -> int:
@@ -122,8 +119,8 @@ class Product(Kernels):
         """What depends on the step alone, for all steps at once."""
         parts = tuple(process.plan() for process in self.processes)
         sizes = jnp.stack([jnp.exp(jnp.mean(jnp.log(part.size), axis=1)) for part in parts])
-        indices = jnp.arange(self.steps)
-        after = Level(tuple(part.after for part in parts), (indices + 1.0) / self.steps)
+        indices = jnp.arange(self.length)
+        after = Level(tuple(part.after for part in parts), (indices + 1.0) / self.length)
         return ProductSteps(indices, after, jnp.min(sizes, axis=0), parts)
 
     def start(self, key: Array, n: int) -> Array:
@@ -209,4 +206,4 @@ def product(
     dtype = targets[0].whitening.mean.dtype
     centre = jnp.asarray(covariance @ pull, dtype)
     whitening = Whitening(centre, jnp.asarray(np.linalg.cholesky(covariance), dtype))
-    return Product(processes, targets, whitening, powers, processes[0].steps)
+    return Product(processes, targets, whitening, powers)
