@@ -21,6 +21,8 @@ from quincunx.inference.diagnostics.transport import (
     transport_test,
 )
 
+LEVEL = 0.01
+
 
 def chains(rng, rho, number, length, dim):
     """Autoregressive chains whose law is standard normal."""
@@ -57,7 +59,7 @@ def test_stein_statistic_is_the_mean_over_pairs(rng):
     x = rng.normal(size=(24, 2))
     kernel = stein_kernel(x, -x, 2.0)
     expected = np.mean([kernel[i, j] for i in range(24) for j in range(24) if i != j])
-    found = stein_test(x, -x, np.arange(24) // BLOCK, rng)
+    found = stein_test(x, -x, np.arange(24) // BLOCK, LEVEL, rng)
     assert found.squared == pytest.approx(expected)
     assert found.ksd == np.sqrt(max(expected, 0))
 
@@ -95,7 +97,7 @@ def test_sliced_distance_of_a_shift_is_known(rng):
 
 def test_transport_test_uses_the_sliced_distance(rng):
     x, y = rng.normal(size=(2, 40, 1))
-    found = transport_test(x, y, BLOCK, rng)
+    found = transport_test(x, y, BLOCK, LEVEL, rng)
     assert found.squared == pytest.approx(squared_distances(x.T, y.T)[0])
 
 
@@ -110,8 +112,8 @@ def p_values(rho, dim, repetitions, length=600):
         moments = agreement(names, Moments.of(a), Moments.of(b), np.zeros(dim, bool))
         found.append(
             (
-                stein_test(x, -x, np.arange(len(x)) // BLOCK, rng).p_value,
-                transport_test(x[:count], y[:count], BLOCK, rng).p_value,
+                stein_test(x, -x, np.arange(len(x)) // BLOCK, LEVEL, rng).p_value,
+                transport_test(x[:count], y[:count], BLOCK, LEVEL, rng).p_value,
                 moments.mean_p,
                 moments.log_sd_p,
             )
@@ -140,7 +142,7 @@ def test_without_thinning_it_would_be():
     for repetition in range(4):
         rng = np.random.default_rng([repetition, 2, 9])
         a, b = chains(rng, 0.9, 4, 50, 2), chains(rng, 0.9, 4, 50, 2)
-        test = transport_test(a.reshape(-1, 2), b.reshape(-1, 2), 1, rng)
+        test = transport_test(a.reshape(-1, 2), b.reshape(-1, 2), 1, LEVEL, rng)
         rejected += test.p_value <= 0.01
     assert rejected >= 3, rejected
 
@@ -149,8 +151,19 @@ def test_faults_are_seen(rng):
     x, y = rng.normal(size=(2, 400, 5))
     block = np.arange(400) // BLOCK
     for wrong in (0.7 * x, x + 0.4):
-        assert stein_test(wrong, -wrong, block, rng).p_value < 0.0025
-        assert transport_test(wrong, y, BLOCK, rng).p_value < 0.0025
+        assert stein_test(wrong, -wrong, block, LEVEL, rng).p_value < 0.0025
+        assert transport_test(wrong, y, BLOCK, LEVEL, rng).p_value < 0.0025
+
+
+@pytest.mark.parametrize("level", [0.01, 1e-4])
+def test_p_values_reach_half_the_level(rng, level):
+    """Many methods share one level: a fault must be told at a small part of it."""
+    x, y = rng.normal(size=(2, 80, 2))
+    shifted = x + 2
+    stein = stein_test(shifted, -shifted, np.arange(80) // BLOCK, level, rng).p_value
+    moved = transport_test(shifted, y, BLOCK, level, rng).p_value
+    assert max(stein, moved) <= level / 2
+    assert min(stein, moved) > 0
 
 
 def test_copies_of_resampled_draws_are_not_taken_for_another_law(rng):
@@ -161,20 +174,20 @@ def test_copies_of_resampled_draws_are_not_taken_for_another_law(rng):
         weight = np.exp(-0.5 * x[:, 0] ** 2)
         x = x[rng.choice(300, size=200, p=weight / weight.sum())]
         copies = np.unique(x, return_inverse=True)[1].reshape(-1)
-        p_values.append(stein_test(x, -x, copies, rng, within=False).p_value)
-        naive.append(stein_test(x, -x, np.arange(200) // BLOCK, rng).p_value)
+        p_values.append(stein_test(x, -x, copies, LEVEL, rng, within=False).p_value)
+        naive.append(stein_test(x, -x, np.arange(200) // BLOCK, LEVEL, rng).p_value)
     assert np.mean(np.array(p_values) <= 0.05) <= 0.2
     assert np.median(p_values) > 0.15
     assert np.mean(np.array(naive) <= 0.05) > 0.4
     wrong = 0.7 * rng.normal(size=(200, 1))
-    assert stein_test(wrong, -wrong, np.arange(200), rng, within=False).p_value < 0.01
+    assert stein_test(wrong, -wrong, np.arange(200), LEVEL, rng, within=False).p_value < 0.01
 
 
 def test_the_discrepancy_is_blind_to_weights_of_far_modes(rng):
     """The caveat that every report carries."""
     x = 5 + rng.normal(size=(400, 1))  # of 1/2 N(-5, 1) + 1/2 N(5, 1)
     score = -(x - 5 * np.tanh(5 * x))
-    assert stein_test(x, score, np.arange(400) // BLOCK, rng).p_value > 0.01
+    assert stein_test(x, score, np.arange(400) // BLOCK, LEVEL, rng).p_value > 0.01
 
 
 def test_errors_are_in_combined_standard_errors(rng):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,7 +15,14 @@ from rich.console import Console
 from quincunx.engine.density import Density, compile
 from quincunx.engine.errors import MethodError, QuincunxError, listing
 from quincunx.inference import registry
-from quincunx.inference.comparison.measure import Measures, measure, predictive
+from quincunx.inference.comparison.measure import (
+    LEVEL,
+    MOST_TESTS,
+    Measures,
+    decide,
+    measure,
+    predictive,
+)
 from quincunx.inference.comparison.result import NUMBERS, Comparison
 from quincunx.inference.comparison.standard import Answers, Standard
 from quincunx.inference.distributed.processes import is_first
@@ -212,22 +220,31 @@ def _compared(
     density = next((f.density.unconstrained for f in fits.values() if f.density is not None), None)
     _check_alike(fits)
     standard = _standard(reference, fits, density)
+    if standard is not None:
+        standard = dataclasses.replace(standard, others=_sound(fits))
     white = None if standard is None else standard.whitening()
     accuracy = None
     if standard is not None and standard.fit is not None:
         accuracy = predictive(standard.fit, density)
+    level = LEVEL / (MOST_TESTS * len(fits))
     found = {
-        name: measure(fit, density, standard, white, accuracy, name) for name, fit in fits.items()
+        name: measure(fit, density, standard, white, accuracy, name, level)
+        for name, fit in fits.items()
     }
-    reasons = {name: measures.reasons for name, measures in found.items()}
+    tests = sum(len(measures.p_values) for measures in found.values())
+    words, reasons = {}, {}
+    for name, measures in found.items():
+        words[name], reasons[name] = decide(fits[name], standard, measures, tests)
     errors = {name: measures.errors for name, measures in found.items()}
     label = "" if standard is None else standard.label
-    return Comparison(_table(found, peaks), reasons, errors, label, left_out, fits)
+    return Comparison(_table(found, words, peaks), reasons, errors, label, left_out, fits)
 
 
-def _table(found: Mapping[str, Measures], peaks: Mapping[str, float]) -> pd.DataFrame:
+def _table(
+    found: Mapping[str, Measures], words: Mapping[str, str], peaks: Mapping[str, float]
+) -> pd.DataFrame:
     rows = [
-        {"method": name, **measures.row, "result": measures.word, "peak_mib": peaks.get(name)}
+        {"method": name, **measures.row, "result": words[name], "peak_mib": peaks.get(name)}
         for name, measures in found.items()
     ]
     first = ["kind", "verdict", "result"]
@@ -265,6 +282,20 @@ def _standard(reference: Any, fits: Mapping[str, Fit], density: Density | None) 
     if not standard.names:
         raise QuincunxError(f"The reference has no answers: {standard.label}.")
     return standard
+
+
+def _sound(fits: Mapping[str, Fit]) -> tuple[str, ...]:
+    """Names of fits that can be right and say that they are.
+
+    Weighted ones come first: most of them anneal, so that they are likelier to find all modes.
+    """
+    sound = [
+        name
+        for kind in (Kind.WEIGHTED, Kind.EXACT)
+        for name, fit in fits.items()
+        if fit.kind is kind and fit.verdict.status == "ok"
+    ]
+    return tuple(sound)
 
 
 def _best(fits: Mapping[str, Fit], density: Density | None) -> Standard | None:

@@ -16,6 +16,7 @@ import pandas as pd
 from jaxtyping import Array
 
 from quincunx.engine.density import Density
+from quincunx.engine.errors import listing
 from quincunx.inference.comparison.standard import Sample, Standard
 from quincunx.inference.diagnostics.agreement import (
     Agreement,
@@ -33,8 +34,9 @@ from quincunx.inference.method import lacks_gradient
 from quincunx.inference.weighted import is_weighted
 
 LEVEL = 0.01
+MOST_TESTS = 4  # of one method
 _RESOLVED = 0.5  # posterior sds in which a mean must be known, and alike of log sds
-_LEAST = 10 * BLOCK
+_LEAST = 16 * BLOCK
 _MOST_SCORES = 500
 _MOST_ROWS, _MOST_DRAWS = 2000, 1000
 AGREES, DIFFERS, UNSURE, REFERENCE = "agrees", "differs", "cannot tell", "reference"
@@ -56,15 +58,34 @@ class Measures(NamedTuple):
 
     Attributes:
         row: figures by column, NaN where one would mean nothing.
-        word: agrees, differs, cannot tell, or reference.
-        reasons: sentences that say why.
-        errors: by parameter, against the reference; empty where there is none.
+        agreed: errors of parameters against the reference; `None` where none could be compared.
+        moved: the distance to the reference; `None` where it could not be had.
+        found: the kernel Stein discrepancy; `None` where it could not be had.
+        is_reference: whether the method is the one to judge by.
     """
 
     row: dict[str, Any]
-    word: str
-    reasons: tuple[str, ...]
-    errors: pd.DataFrame
+    agreed: Agreement | None
+    moved: TransportTest | None
+    found: SteinTest | None
+    is_reference: bool
+
+    @property
+    def p_values(self) -> dict[str, float]:
+        """By test, of those that could be made."""
+        p_values = {}
+        if self.agreed is not None:
+            p_values |= {"mean": self.agreed.mean_p, "log_sd": self.agreed.log_sd_p}
+        if self.moved is not None:
+            p_values["transport"] = self.moved.p_value
+        if self.found is not None:
+            p_values["stein"] = self.found.p_value
+        return {name: p for name, p in p_values.items() if not np.isnan(p)}
+
+    @property
+    def errors(self) -> pd.DataFrame:
+        """By parameter, against the reference; empty where there is none."""
+        return pd.DataFrame() if self.agreed is None else self.agreed.table
 
 
 def against(sample: Sample, standard: Standard) -> Agreement | None:
@@ -95,7 +116,11 @@ def against(sample: Sample, standard: Standard) -> Agreement | None:
 
 
 def stein(
-    sample: Sample, density: Density | None, white: Whitening | None, rng: np.random.Generator
+    sample: Sample,
+    density: Density | None,
+    white: Whitening | None,
+    level: float,
+    rng: np.random.Generator,
 ) -> SteinTest | None:
     """Kernel Stein discrepancy; `None` where it cannot be had."""
     if density is None or sample.z is None or len(sample.kept) < _LEAST:
@@ -103,7 +128,7 @@ def stein(
     if lacks_gradient(density) is not None:
         return None
     z = _part(sample)
-    white = Whitening.of(z) if white is None else white
+    white = Whitening.of(sample.z.reshape(-1, z.shape[-1])) if white is None else white
     score = np.asarray(
         jax.device_get(log_density_and_scores(density.unconstrained, jnp.asarray(z))[1])
     )
@@ -111,9 +136,9 @@ def stein(
         return None
     x, scores = white.positions(z), white.scores(score)
     if sample.ess is None:
-        return stein_test(x, scores, np.arange(len(z)) // BLOCK, rng)
+        return stein_test(x, scores, np.arange(len(z)) // BLOCK, level, rng)
     copies = np.unique(z, axis=0, return_inverse=True)[1].reshape(-1)
-    return stein_test(x, scores, copies, rng, within=False)
+    return stein_test(x, scores, copies, level, rng, within=False)
 
 
 def _part(sample: Sample) -> np.ndarray:
@@ -126,7 +151,11 @@ def _part(sample: Sample) -> np.ndarray:
 
 
 def transport(
-    sample: Sample, standard: Standard, white: Whitening | None, rng: np.random.Generator
+    sample: Sample,
+    standard: Standard,
+    white: Whitening | None,
+    level: float,
+    rng: np.random.Generator,
 ) -> TransportTest | None:
     """Sliced Wasserstein distance to the reference; `None` where it cannot be had."""
     theirs = standard.sample
@@ -143,7 +172,7 @@ def transport(
         picked = np.linspace(0, len(blocks) - 1, count // BLOCK).astype(int)
         return blocks[picked].reshape(-1, len(white.centre))
 
-    return transport_test(chosen(sample), chosen(theirs), BLOCK, rng)
+    return transport_test(chosen(sample), chosen(theirs), BLOCK, level, rng)
 
 
 @eqx.filter_jit
@@ -227,8 +256,9 @@ def measure(
     white: Whitening | None,
     accuracy: Predictive | None,
     name: str,
+    level: float,
 ) -> Measures:
-    """Everything that is said of one method.
+    """Everything that is found of one method.
 
     Args:
         fit: its fit.
@@ -237,6 +267,7 @@ def measure(
         white: coordinates for distances.
         accuracy: the reference's predictive accuracy.
         name: the method's name among the compared.
+        level: the smallest p-value that has to be told from smaller ones.
     """
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     row, is_reference = figures(fit), standard is not None and standard.name == name
@@ -244,8 +275,8 @@ def measure(
     agreed = None if standard is None or is_reference else against(sample, standard)
     moved = None
     if standard is not None and not is_reference:
-        moved = transport(sample, standard, white, rng)
-    found = stein(sample, density, white, rng)
+        moved = transport(sample, standard, white, level, rng)
+    found = stein(sample, density, white, level, rng)
     mean, at_mean = (np.nan, "") if agreed is None else agreed.worst("mean")
     spread, at_sd = (np.nan, "") if agreed is None else agreed.worst("log_sd")
     row |= {
@@ -264,34 +295,25 @@ def measure(
         own = predictive(fit, density)
         if own is not None and own.values.shape == accuracy.values.shape:
             row["elpd_difference"], row["elpd_error"] = own.minus(accuracy)
-    errors = pd.DataFrame() if agreed is None else agreed.table
-    word, reasons = decide(fit, standard, agreed, moved, found, is_reference=is_reference)
-    return Measures(row, word, reasons, errors)
+    return Measures(row, agreed, moved, found, is_reference)
 
 
 def decide(
-    fit: Fit,
-    standard: Standard | None,
-    agreed: Agreement | None,
-    moved: TransportTest | None,
-    found: SteinTest | None,
-    *,
-    is_reference: bool,
+    fit: Fit, standard: Standard | None, measures: Measures, tests: int
 ) -> tuple[str, tuple[str, ...]]:
     """The one word, and why.
 
-    It is *differs* where one of the tests rejects at the 1 % level of them all together, and
-    *agrees* only where a difference that matters would have been seen.
+    It is *differs* where one of the tests rejects at the 1 % level of all that are made in the
+    comparison together, and *agrees* only where a difference that matters would have been seen.
+
+    Args:
+        fit: the method's fit.
+        standard: the reference, if any.
+        measures: what was found.
+        tests: how many p-values there are in the comparison, of all methods.
     """
-    p_values = {}
-    if agreed is not None:
-        p_values |= {"mean": agreed.mean_p, "log_sd": agreed.log_sd_p}
-    if moved is not None:
-        p_values["transport"] = moved.p_value
-    if found is not None:
-        p_values["stein"] = found.p_value
-    p_values = {name: p for name, p in p_values.items() if not np.isnan(p)}
-    rejected = {name for name, p in p_values.items() if p * len(p_values) < LEVEL}
+    agreed, moved, found = measures.agreed, measures.moved, measures.found
+    rejected = {name for name, p in measures.p_values.items() if p * tests < LEVEL}
     if standard is not None and standard.status == "failed":
         rejected &= {"stein"}
     reasons = []
@@ -307,16 +329,16 @@ def decide(
     if "transport" in rejected and moved is not None:
         reasons.append(
             f"The squared sliced Wasserstein distance to the reference is {moved.ratio:.1f} times "
-            f"what chance gives (p = {moved.p_value:.3f})."
+            f"what chance gives (p = {moved.p_value:.1g})."
         )
     if "stein" in rejected and found is not None:
         reasons.append(
             f"The kernel Stein discrepancy is {found.ksd:.2g}, beyond chance "
-            f"(p = {found.p_value:.4f}): the draws are not of this density."
+            f"(p = {found.p_value:.1g}): the draws are not of this density."
         )
     if reasons:
         return DIFFERS, tuple(reasons)
-    if is_reference:
+    if measures.is_reference:
         return REFERENCE, ()
     if fit.verdict.status == "failed":
         ended = f" It ended early: {fit.verdict.outcome}." if fit.verdict.outcome else ""
@@ -324,18 +346,27 @@ def decide(
     if standard is None:
         return UNSURE, ("There is no reference to compare with.",)
     if standard.status == "failed":
-        return UNSURE, ("The reference itself has failed.",)
+        return UNSURE, (f"The reference itself has failed.{_advice(standard.others)}",)
     if agreed is None or agreed.table.empty:
         return UNSURE, ("No parameter of the reference could be compared.",)
-    return _resolved(agreed)
+    return _resolved(agreed, tests)
 
 
-def _resolved(agreed: Agreement) -> tuple[str, tuple[str, ...]]:
+def _advice(others: tuple[str, ...]) -> str:
+    """What to judge by where the reference has failed."""
+    if not others:
+        return ""
+    call = f"`qx.compare(compared.fits, reference={others[0]!r})`"
+    rest = f" Others are {listing(others[1:])}; where they differ, some have missed a mode."
+    return f" Judge by a fit that has not: {call}.{rest if len(others) > 1 else ''}"
+
+
+def _resolved(agreed: Agreement, tests: int) -> tuple[str, tuple[str, ...]]:
     """Whether a difference that matters would have been seen."""
     from scipy import stats
 
     names = list(agreed.table.index)
-    critical = float(stats.t.isf(LEVEL / 8 / len(names), 50))
+    critical = float(stats.t.isf(LEVEL / tests / 2 / len(names), 50))
     for what, label in (("mean", "mean"), ("log_sd", "log sd")):
         visible = critical * np.nan_to_num(agreed.table[f"{what}_error"].to_numpy(), nan=np.inf)
         at = int(np.argmax(visible))

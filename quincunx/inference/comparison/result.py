@@ -6,13 +6,15 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions
 from rich.table import Table
+from rich.text import Text
 
 from quincunx.engine.errors import QuincunxError
 from quincunx.inference.diagnostics.discrepancy import CAVEAT
@@ -68,8 +70,9 @@ MEANINGS = {
     "peak_mib": "growth of memory while the method ran",
     "bytes": "bytes that agents sent each other",
 }
-WORDS = {"kind": "kind", "verdict": "verdict", "result": "result"}
 _PARAMETERS = {"mean_error": "mean_parameter", "log_sd_error": "log_sd_parameter"}
+WORDS = ("kind", "verdict", "result")
+_RULE = 3  # columns of a terminal between two of a table
 _ATTRIBUTE = "quincunx_comparison"
 _STYLES = {"agrees": "green", "differs": "red", "cannot tell": "yellow", "reference": "bold"}
 JUDGED = (
@@ -116,6 +119,19 @@ def cell(row: Mapping[str, Any], column: str) -> str:
     shown = number(value)
     parameter = row[_PARAMETERS[column]] if column in _PARAMETERS else ""
     return f"{shown} ({parameter})" if parameter else shown
+
+
+class _Column(NamedTuple):
+    """A column of a printed table."""
+
+    heading: str
+    cells: list[str]
+    justify: Literal["left", "right"] = "right"
+
+    @property
+    def width(self) -> int:
+        """Of the longest cell, or of the heading."""
+        return max(map(cell_len, (self.heading, *self.cells)))
 
 
 class Comparison:
@@ -230,37 +246,47 @@ class Comparison:
         """Those of some columns that have a figure for at least one method."""
         return [name for name in columns if self.table[name].notna().to_numpy().any()]
 
-    def _judgement(self) -> Table:
-        label = f"judged by {self.reference}" if self.reference else "judged without a reference"
-        table = Table(title=label, title_justify="left")
-        table.add_column("method", no_wrap=True)
-        for heading in WORDS.values():
-            table.add_column(heading)
-        shown = self.shown(JUDGED)
-        for name in shown:
-            table.add_column(NUMBERS[name], justify="right")
-        for name, row in self.rows().items():
-            result = f"[{_STYLES[row['result']]}]{row['result']}[/]"
-            cells = [name, row["kind"], row["verdict"], result]
-            table.add_row(*cells, *(cell(row, column) for column in shown))
-        return table
-
-    def _costs(self) -> Table:
-        table = Table(title="costs, warm-up included", title_justify="left")
-        table.add_column("method", no_wrap=True)
-        shown = self.shown(SPENT)
-        for name in shown:
-            table.add_column(NUMBERS[name], justify="right")
-        for name, row in self.rows().items():
-            table.add_row(name, *(cell(row, column) for column in shown))
-        return table
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
-        yield self._judgement()
-        yield self._costs()
+    def told(self) -> list[str]:
+        """Reasons, each with the methods that it is said of."""
+        methods: dict[str, list[str]] = {}
         for name, found in self.reasons.items():
             for reason in found:
-                yield f"{name}: {reason}"
+                methods.setdefault(reason, []).append(name)
+        return [f"{', '.join(names)}: {reason}" for reason, names in methods.items()]
+
+    def _judgement(self) -> list[_Column]:
+        rows = self.rows().values()
+        words = [_Column(name, [row[name] for row in rows], "left") for name in WORDS]
+        return [*words, *self._figures(JUDGED)]
+
+    def _figures(self, columns: Iterable[str]) -> list[_Column]:
+        rows = self.rows().values()
+        return [
+            _Column(NUMBERS[name], [cell(row, name) for row in rows])
+            for name in self.shown(columns)
+        ]
+
+    def _printed(self, title: str, columns: list[_Column], width: int) -> Iterator[Table]:
+        """One table, or several one after the other where the terminal is narrow."""
+        names = _Column("method", list(self.rows()), "left")
+        while columns:
+            ends = names.width + _RULE + 1 + np.cumsum([column.width + _RULE for column in columns])
+            number = max(int(np.sum(ends <= width)), 1)
+            shown = [names, *columns[:number]]
+            table = Table(title=title, title_justify="left")
+            for column in shown:
+                table.add_column(column.heading, justify=column.justify, no_wrap=True)
+            for row in zip(*(column.cells for column in shown), strict=True):
+                table.add_row(*(Text(entry, _STYLES.get(entry, "")) for entry in row))
+            yield table
+            title, columns = "", columns[number:]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
+        label = f"judged by {self.reference}" if self.reference else "judged without a reference"
+        yield from self._printed(label, self._judgement(), options.max_width)
+        costs = self._figures(SPENT)
+        yield from self._printed("costs, warm-up included", costs, options.max_width)
+        yield from self.told()
         for name, missing in self.left_out.items():
             yield f"{name} did not run: {missing}"
         if self.shown(["ksd"]):

@@ -138,6 +138,7 @@ class Standard:
         size: how many independent draws they are worth.
         log_evidence: trusted log evidence, where it is known.
         fit: the fit, for predictive accuracy.
+        others: of the compared fits, those that could be asked if this one has failed.
     """
 
     label: str
@@ -149,6 +150,7 @@ class Standard:
     size: float = math.inf
     log_evidence: float | None = None
     fit: Fit | None = None
+    others: tuple[str, ...] = ()
 
     @classmethod
     def of_fit(cls, fit: Fit, label: str, density: Density | None, name: str = "") -> Standard:

@@ -26,6 +26,7 @@ Gretton (2016), A kernel test of goodness of fit, ICML.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -123,6 +124,7 @@ def stein_test(
     x: np.ndarray,
     s: np.ndarray,
     block: np.ndarray,
+    level: float,
     rng: np.random.Generator,
     *,
     within: bool = True,
@@ -133,6 +135,7 @@ def stein_test(
         x: positions, `(n, dim)`, whitened by what does not depend on these draws.
         s: gradients of the log density there, `(n, dim)`.
         block: for each draw the number of its block, `(n,)`.
+        level: the smallest p-value that has to be told from smaller ones.
         rng: for the bootstrap's signs.
         within: whether pairs of one block count; copies of one draw must not.
     """
@@ -143,8 +146,9 @@ def stein_test(
     member = np.zeros((blocks, count))
     member[block, np.arange(count)] = 1.0
     between = member @ kernel @ member.T
-    signs = rng.choice((-1.0, 1.0), size=(_RESAMPLED, blocks))
+    number = max(_RESAMPLED, math.ceil(2 / level))
+    signs = rng.choice((-1.0, 1.0), size=(number, blocks))
     pairs = max(count**2 - int(left_out.sum()), 1)
     found = float(between.sum()) / pairs
     resampled = np.einsum("rb,rb->r", signs @ between, signs) / pairs
-    return SteinTest(found, float(1 + np.sum(resampled >= found)) / (1 + _RESAMPLED))
+    return SteinTest(found, float(1 + np.sum(resampled >= found)) / (1 + number))

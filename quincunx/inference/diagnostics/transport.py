@@ -16,6 +16,7 @@ Journal of Mathematical Imaging and Vision 51:22.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -81,7 +82,7 @@ def sliced_wasserstein(x: np.ndarray, y: np.ndarray, lines: np.ndarray) -> float
 
 
 def transport_test(
-    x: np.ndarray, y: np.ndarray, length: int, rng: np.random.Generator
+    x: np.ndarray, y: np.ndarray, length: int, level: float, rng: np.random.Generator
 ) -> TransportTest:
     """The distance of two sets of draws beside that of their shuffled blocks.
 
@@ -89,26 +90,27 @@ def transport_test(
         x: draws, `(n, dim)`, of which each `length` successive ones are a block.
         y: as many others.
         length: draws of a block, a divisor of n.
+        level: the smallest p-value that has to be told from smaller ones.
         rng: for directions and shuffles.
     """
     count, blocks = len(x), 2 * len(x) // length
     lines = directions(x.shape[1], _DIRECTIONS, rng)
     pooled = np.concatenate([x, y]) @ lines.T
     order = np.argsort(pooled, axis=0).T
-    ordered = np.take_along_axis(pooled.T, order, axis=1)
-    block = (np.arange(2 * count) // length)[order]
+    ordered = np.take_along_axis(pooled.T, order, axis=1).ravel()
+    block = (order // length).ravel()
 
     def distance(first: np.ndarray) -> float:
-        """Where `first` says which blocks are in the first set."""
-        mine = first[block]
-        apart = ordered[mine].reshape(len(lines), count) - ordered[~mine].reshape(-1, count)
-        return float(np.mean(apart**2))
+        """Where `first` says which blocks are in the first set: as many on each line."""
+        mine = first.take(block)
+        apart = ordered.take(np.flatnonzero(mine)) - ordered.take(np.flatnonzero(~mine))
+        return float(apart @ apart) / len(apart)
 
     first = np.arange(blocks) < blocks // 2
     found = distance(first)
     chance: list[float] = []
-    larger = 0
-    while len(chance) < _SHUFFLES and (larger < _EXCEEDANCES or len(chance) < _LEAST_SHUFFLES):
+    larger, most = 0, max(_SHUFFLES, math.ceil(2 / level))
+    while len(chance) < most and (larger < _EXCEEDANCES or len(chance) < _LEAST_SHUFFLES):
         chance.append(distance(rng.permutation(first)))
         larger += chance[-1] >= found
     p_value = (1 + larger) / (1 + len(chance))

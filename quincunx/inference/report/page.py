@@ -197,12 +197,13 @@ def _table(comparison: Comparison, columns: tuple[str, ...], *, words: bool = Fa
 
 
 def _reasons(comparison: Comparison) -> list[str]:
-    lines = [f"{name}: {line}" for name, found in comparison.reasons.items() for line in found]
-    parts = [html.listed(lines) or html.paragraph("No method differs from the reference.")]
+    parts = [
+        html.listed(comparison.told()) or html.paragraph("No method differs from the reference.")
+    ]
     told = (
-        "A method differs where a test rejects at the 1 % level of all its tests together, and "
-        "agrees only where a difference that matters would have been seen. Figures that would mean "
-        "nothing are n/a; what the columns mean is told at the end."
+        "A method differs where a test rejects at the 1 % level of all that are made here "
+        "together, and agrees only where a difference that matters would have been seen. Figures "
+        "that would mean nothing are n/a; what the columns mean is told at the end."
     )
     parts.append(html.paragraph(told, soft=True))
     if comparison.shown(["ksd"]):
