@@ -388,6 +388,28 @@ def positive(name: str, value: Any, method: str) -> None:
         raise MethodError(f"`{method}({name}={value!r})`: {name} must be a positive number.")
 
 
+def fraction(name: str, value: Any, method: str, *, closed: bool = False) -> None:
+    """Refuse a setting that is not between 0 and 1; `closed` allows 1."""
+    positive(name, value, method)
+    if value > 1 or (value == 1 and not closed):
+        where = "be at most 1" if closed else "lie between 0 and 1"
+        raise MethodError(f"`{method}({name}={value!r})`: {name} must {where}.")
+
+
+def integer(name: str, value: Any, method: str, least: int = 1) -> None:
+    """Refuse a setting that is not a large enough integer."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        message = f"`{method}({name}={value!r})`: {name} must be an integer of at least {least}."
+        raise MethodError(message)
+
+
+def as_integer(name: str, value: Any, least: int, why: str = "") -> int:
+    """An argument as an integer; refuse one that is none, or too small, and say why."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < least:
+        raise MethodError(f"`{name}={value!r}` must be an integer of at least {least}{why}.")
+    return int(value)
+
+
 def one_of(name: str, value: Any, valid: tuple[str, ...], method: str) -> None:
     """Refuse a setting that is not one of the valid words."""
     if value not in valid:

@@ -48,6 +48,8 @@ from quincunx.inference.method import (
     Kind,
     Pool,
     Preparation,
+    fraction,
+    integer,
     lacks_gradient,
     positive,
 )
@@ -168,15 +170,12 @@ class MirrorKernel(Discretised):
     def check(self) -> None:
         """Refuse impossible settings."""
         label = type(self).__name__
-        for name in ("step_size", "smoothing", "steps"):
+        for name in ("step_size", "smoothing"):
             if getattr(self, name, None) is not None:
                 positive(name, getattr(self, name), label)
-        if self.steps is not None and not hasattr(self.steps, "__index__"):
-            raise MethodError(f"`{label}(steps={self.steps})`: steps must be an integer.")
-        positive("target_accept", self.target_accept, label)
-        if not self.target_accept < 1:
-            message = f"`{label}(target_accept={self.target_accept})` must lie between 0 and 1."
-            raise MethodError(message)
+        if self.steps is not None:
+            integer("steps", self.steps, label)
+        fraction("target_accept", self.target_accept, label)
 
     @abc.abstractmethod
     def drift(

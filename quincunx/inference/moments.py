@@ -14,6 +14,7 @@ import xarray as xr
 from quincunx.engine.density import Density
 from quincunx.engine.errors import MethodError
 from quincunx.inference.diagnostics.convergence import flatten
+from quincunx.inference.method import integer
 from quincunx.inference.running import BatchMeans, RunningMoments, Subsample
 from quincunx.inference.sinks import Block, Draws, Sink, along_chains, along_draws, draws_length
 from quincunx.inference.sketch import QuantileSketch
@@ -53,10 +54,7 @@ class Moments:
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
-        keep = self.keep
-        if isinstance(keep, bool) or not isinstance(keep, int) or keep < 4:
-            message = f"`Moments(keep={keep!r})`: keep must be an integer of at least 4."
-            raise MethodError(message)
+        integer("keep", self.keep, "Moments", 4)
         try:
             chosen = tuple(float(entry) for entry in self.quantiles)
         except (TypeError, ValueError):

@@ -30,7 +30,7 @@ from quincunx.inference.fit import Fit
 from quincunx.inference.handle import Run
 from quincunx.inference.job import Job
 from quincunx.inference.learning import Learning
-from quincunx.inference.method import Approximation, Kernel, Kind, Method, as_key
+from quincunx.inference.method import Approximation, Kernel, Kind, Method, as_integer, as_key
 from quincunx.inference.moments import Moments, MomentsSink
 from quincunx.inference.progress import Report, reporting
 from quincunx.inference.session import Group, Plan, Session
@@ -159,12 +159,12 @@ def infer(
         _refuse(unknown_arguments)
     method = registry.resolve(method)
     plan = Plan(
-        _count("num_warmup", num_warmup, 0),
-        _count("num_samples", num_samples, 1),
-        _count("thinning", thinning, 1),
+        as_integer("num_warmup", num_warmup, 0),
+        as_integer("num_samples", num_samples, 1),
+        as_integer("thinning", thinning, 1),
         keep_warmup,
     )
-    num_chains = _count("num_chains", num_chains, 1)
+    num_chains = as_integer("num_chains", num_chains, 1)
     key = as_key(key)
     clock = time.perf_counter()
     density = compile(model, data, coords)
@@ -270,12 +270,6 @@ def _refuse(arguments: Mapping[str, Any]) -> None:
     name = next(iter(arguments))
     valid = [key for key in inspect.signature(infer).parameters if key != "unknown_arguments"]
     raise TypeError(unknown("argument", name, valid, " of `infer`"))
-
-
-def _count(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < least:
-        raise MethodError(f"`{name}` must be an integer of at least {least}, not {value!r}.")
-    return int(value)
 
 
 def _layout(

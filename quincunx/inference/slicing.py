@@ -38,10 +38,9 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from quincunx.engine.density import Density
-from quincunx.engine.errors import MethodError
 from quincunx.inference import affine, counters
 from quincunx.inference.affine import Affine, Stage
-from quincunx.inference.method import Info, Machine, Pool, one_of, positive
+from quincunx.inference.method import Info, Machine, Pool, integer, one_of, positive
 
 _CIRCLE, _LEFT, _RIGHT, _LINE, _DONE = range(5)
 _THRESHOLD, _SECOND, _ANGLE, _PLACE, _BUDGET, _FIRST, _TRIAL = range(7)
@@ -170,7 +169,7 @@ class SliceSampler(Machine):
         name = type(self).__name__
         one_of("affine", self.affine, affine.KINDS, name)
         one_of("execution", self.execution, ("auto", "lockstep", "free"), name)
-        count("max_shrinks", self.max_shrinks, 1, name)
+        integer("max_shrinks", self.max_shrinks, name)
 
     @abc.abstractmethod
     def plane(self, state: State, normal: Array, dim: int) -> tuple[Array, Array, Array, Array]:
@@ -499,7 +498,7 @@ class LineSampler(SliceSampler):
         """Refuse impossible settings."""
         super().check()
         name = type(self).__name__
-        count("max_steps_out", self.max_steps_out, 1, name)
+        integer("max_steps_out", self.max_steps_out, name)
         if self.width is not None:
             positive("width", self.width, name)
 
@@ -582,10 +581,3 @@ def _place(phase: Array, low: Array, high: Array, uniform: Array) -> Array:
     """The candidate: an end of the bracket while stepping out, else a uniform point of it."""
     inner = low + uniform * (high - low)
     return jnp.where(phase == _LEFT, low, jnp.where(phase == _RIGHT, high, inner))
-
-
-def count(name: str, value: Any, least: int, method: str) -> None:
-    """Refuse a setting that is not a large enough integer."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        message = f"`{method}({name}={value!r})`: {name} must be an integer of at least {least}."
-        raise MethodError(message)

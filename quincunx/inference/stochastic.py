@@ -16,7 +16,6 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from quincunx.engine.density import Density
-from quincunx.engine.errors import MethodError
 from quincunx.inference import minibatch
 from quincunx.inference.distributed.mesh import everywhere
 from quincunx.inference.estimators import ESTIMATORS, Anchor, Estimate, Minibatch
@@ -25,6 +24,8 @@ from quincunx.inference.method import (
     Info,
     Kind,
     Preparation,
+    fraction,
+    integer,
     lacks_gradient,
     one_of,
     positive,
@@ -127,17 +128,12 @@ class StochasticKernel(Discretised):
         """Refuse impossible settings."""
         label = type(self).__name__
         for name in ("batch_size", "steps"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not hasattr(value, "__index__")):
-                raise MethodError(f"`{label}({name}={value!r})`: {name} must be an integer.")
-            if value is not None:
-                positive(name, value, label)
+            if getattr(self, name) is not None:
+                integer(name, getattr(self, name), label)
         if self.step_size is not None:
             positive("step_size", self.step_size, label)
         positive("temperature", self.temperature, label)
-        positive("tolerance", self.tolerance, label)
-        if not self.tolerance < 1:
-            raise MethodError(f"`{label}(tolerance={self.tolerance})` must lie between 0 and 1.")
+        fraction("tolerance", self.tolerance, label)
         one_of("control_variates", self.control_variates, ("auto", *ESTIMATORS), label)
 
     def missing(self, density: Density) -> str | None:

@@ -16,13 +16,13 @@ import pandas as pd
 from jaxtyping import Array
 
 from quincunx.engine.density import Density, compile
-from quincunx.engine.errors import MethodError, ModelError, listing
+from quincunx.engine.errors import ModelError, listing
 from quincunx.inference import registry
 from quincunx.inference.diagnostics.calibration import autocorrelation, pointers, ranks, uniformity
 from quincunx.inference.diagnostics.convergence import flatten
 from quincunx.inference.diagnostics.verdict import Finding, Verdict
 from quincunx.inference.driver import Limits, advance_here
-from quincunx.inference.method import Kernel, Method, as_key
+from quincunx.inference.method import Kernel, Method, as_integer, as_key
 from quincunx.inference.run import infer
 from quincunx.inference.session import window
 from quincunx.inference.start import AT_WILL, begin_here
@@ -118,8 +118,12 @@ def validate(
             stand.
         MethodError: the method cannot run on the model, or too few simulations or draws.
     """
-    if simulations < 20 or num_draws < 9:
-        raise MethodError("`validate` needs at least 20 `simulations` and 9 `num_draws`.")
+    simulations = as_integer("simulations", simulations, 20)
+    length = (
+        as_integer("num_warmup", num_warmup, 0),
+        as_integer("num_draws", num_draws, 9),
+        as_integer("thinning", thinning, 1),
+    )
     chosen = registry.resolve(method)
     density = compile(model, data_like)
     registry.require(chosen, density.program.name, density)
@@ -127,7 +131,6 @@ def validate(
     base, run_key, tie_key = jax.random.split(as_key(key), 3)
     drawn = jax.device_get(_simulated(density, jax.random.split(base, simulations)))
     leaves = _with_data(density, arguments, drawn)
-    length = (num_warmup, num_draws, thinning)
     if _runs_together(chosen):
         found = _together(chosen, density, leaves, run_key, length)
     else:
@@ -333,21 +336,20 @@ def _judge(names: list[str], adjusted: np.ndarray, dependence: np.ndarray, finit
     findings = []
     order = np.argsort(adjusted, kind="stable")
     wrong = [index for index in order if adjusted[index] < _SUSPECT]
-    advice = "Look at `plot()`, and compare with another method on data from the model."
+    look = "Look at `plot()`, and compare with another method on data from the model."
     for index in wrong[:5]:
         status = "failed" if adjusted[index] < _FAILED else "suspect"
         reason = f"Ranks of '{names[index]}' are not uniform (p = {adjusted[index]:.2g}, adjusted)."
-        findings.append(Finding(status, reason, advice))
+        findings.append(Finding(status, reason, look))
+    if len(wrong) > 5:
+        rest = listing([names[index] for index in wrong[5:]])
+        findings.append(Finding("suspect", f"Nor are those of {rest}.", look))
     if not finite:
-        advice = "Look for overflow in the model's terms."
-        findings.append(Finding("failed", "Some draws are not finite.", advice))
+        overflow = "Look for overflow in the model's terms."
+        findings.append(Finding("failed", "Some draws are not finite.", overflow))
     if dependence.max() > _DEPENDENT:
         name = names[int(np.argmax(dependence))]
         reason = f"Successive draws of '{name}' are correlated ({dependence.max():.2f}): ranks are "
-        advice = "Raise `thinning`."
         reason += "not uniform even for an exact method."
-        findings.append(Finding("suspect", reason, advice))
-    if len(wrong) > 5:
-        rest = listing([names[index] for index in wrong[5:]])
-        findings.append(Finding("suspect", f"Nor are those of {rest}.", advice))
+        findings.append(Finding("suspect", reason, "Raise `thinning`."))
     return Verdict.of(findings)

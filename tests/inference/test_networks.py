@@ -87,8 +87,10 @@ def test_admm_reports():
 def test_what_networks_refuse():
     with pytest.raises(qx.MethodError, match="there must be 2 agents or more"):
         qx.ADMM(agents=1)
-    with pytest.raises(qx.MethodError, match="agents .* and steps must be positive integers"):
+    with pytest.raises(qx.MethodError, match="agents must be a positive integer, or a tuple"):
         qx.ADMM(agents=(3, 0))
+    with pytest.raises(qx.MethodError, match="steps must be an integer of at least 1"):
+        qx.ADMM(steps=0)
     with pytest.raises(qx.ModelError, match="must be 2 positive numbers with the sum 200"):
         qx.infer(regression, data_of(4), qx.ADMM(agents=(3, 4)), **SHORT)
     with pytest.raises(qx.MethodError, match="its agents have rows of their own. Model .* has no"):

@@ -31,7 +31,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array
 
-from quincunx.engine.errors import MethodError, ModelError
+from quincunx.engine.errors import ModelError
 from quincunx.inference import learned
 from quincunx.inference.amortized import novelty as novelties
 from quincunx.inference.amortized.answers import GOOD, POOR, Conditional, Draws, draw, notes
@@ -51,7 +51,7 @@ from quincunx.inference.amortized.training import (
 )
 from quincunx.inference.diagnostics.importance import pareto_smoothed
 from quincunx.inference.fit import Fit
-from quincunx.inference.method import as_key, one_of
+from quincunx.inference.method import as_integer, as_key, one_of
 from quincunx.inference.progress import Report as Show
 from quincunx.inference.progress import reporting
 from quincunx.inference.stopping import interruptible
@@ -128,7 +128,7 @@ class Amortized:
             ModelError: the data do not have the form that the sampler was trained on.
         """
         one_of("repair", repair, REPAIRS, "Amortized")
-        num_samples = _at_least(5, "num_samples", num_samples, ": fewer weights say nothing")
+        num_samples = as_integer("num_samples", num_samples, 5, ": fewer weights say nothing")
         began = time.perf_counter()
         key = as_key(key)
         given_data = given(self.model, self._source, data, coords)
@@ -195,7 +195,7 @@ class Amortized:
             MethodError: a wrong `num_simulations`.
         """
         why = ", the number of bins of the ranks"
-        num_simulations = _at_least(10, "num_simulations", num_simulations, why)
+        num_simulations = as_integer("num_simulations", num_simulations, 10, why)
         steps = int(self._learner.steps)
         loss = self.losses[-1][1] if self.losses else float("nan")
         counted = (int(self._learner.skipped), int(self._learner.dropped))
@@ -227,12 +227,6 @@ class Amortized:
         """Draws on the host."""
         settings = (data.held, data.counts, key, n)
         return jax.device_get(draw(self.network, self._novelty, *settings))
-
-
-def _at_least(least: int, name: str, value: Any, why: str = "") -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < least:
-        raise MethodError(f"`{name}={value!r}` must be an integer of at least {least}{why}.")
-    return int(value)
 
 
 def amortize(
@@ -273,7 +267,7 @@ def amortize(
         MethodError: a setting is wrong.
     """
     training = as_training(budget)
-    width = _at_least(4, "width", width)
+    width = as_integer("width", width, 4)
     one_of("head", head, HEADS, "amortize")
     checking, building, learning = jax.random.split(as_key(key), 3)
     source = source_of(model, simulate, rows, checking)

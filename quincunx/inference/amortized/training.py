@@ -24,7 +24,7 @@ from quincunx.engine.errors import MethodError
 from quincunx.inference.amortized.inputs import Inputs
 from quincunx.inference.amortized.network import Network
 from quincunx.inference.amortized.sources import Source
-from quincunx.inference.method import positive
+from quincunx.inference.method import integer, positive
 from quincunx.inference.session import Pace, Progress
 from quincunx.inference.stopping import INTERRUPTED
 
@@ -61,13 +61,13 @@ class Training:
         """Refuse a training without limits or with wrong settings."""
         if self.steps is None and self.seconds is None and self.simulations is None:
             raise MethodError("`Training()` needs a limit: `steps`, `seconds` or `simulations`.")
-        for name in ("steps", "seconds", "simulations", "batch_size", "learning_rate"):
-            value = getattr(self, name)
-            if value is None and name not in ("batch_size", "learning_rate"):
-                continue
-            positive(name, value, "Training")
-            if name not in ("seconds", "learning_rate") and not isinstance(value, int):
-                raise MethodError(f"`Training({name}={value!r})`: {name} must be an integer.")
+        for name in ("steps", "simulations"):
+            if getattr(self, name) is not None:
+                integer(name, getattr(self, name), "Training")
+        integer("batch_size", self.batch_size, "Training")
+        if self.seconds is not None:
+            positive("seconds", self.seconds, "Training")
+        positive("learning_rate", self.learning_rate, "Training")
 
     def share(self, steps: int, seconds: float) -> float:
         """Which share of the limits so many steps and seconds are."""

@@ -11,6 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
 from quincunx.engine.errors import MethodError, unknown
+from quincunx.inference.method import integer
 
 AXES = ("chains", "data", "agents")
 
@@ -32,8 +33,7 @@ def mesh(*, chains: int = 1, data: int = 1, agents: int = 1) -> Mesh:
     """
     sizes = {"chains": chains, "data": data, "agents": agents}
     for name, size in sizes.items():
-        if isinstance(size, bool) or not hasattr(size, "__index__") or size < 1:
-            raise MethodError(f"`mesh({name}={size!r})` must be an integer of at least 1.")
+        integer(name, size, "mesh")
     wanted, devices = chains * data * agents, jax.devices()
     several = jax.process_count() > 1
     if wanted > len(devices) or (several and wanted != len(devices)):

@@ -34,8 +34,9 @@ from quincunx.inference.method import (
     Kind,
     Preparation,
     Traffic,
+    fraction,
+    integer,
     lacks_gradient,
-    positive,
 )
 
 _SPREAD = 2.0  # of the starts about the mode, in posterior standard deviations
@@ -126,15 +127,14 @@ class Networked(Discretised):
         """Refuse impossible settings."""
         label = type(self).__name__
         sizes = self.agents if isinstance(self.agents, tuple) else (self.agents,)
-        for value in sizes if self.steps is None else (*sizes, self.steps):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                message = f"`{label}`: agents (a number, or each one's number of rows) and steps "
-                raise MethodError(message + f"must be positive integers, not {value!r}.")
+        if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes):
+            message = f"`{label}(agents={self.agents!r})`: agents must be a positive integer, or a "
+            raise MethodError(message + "tuple of them, each agent's number of rows.")
+        if self.steps is not None:
+            integer("steps", self.steps, label)
         if self.count < 2:
             raise MethodError(f"`{label}(agents={self.agents!r})`: there must be 2 agents or more.")
-        positive("tolerance", self.tolerance, label)
-        if not self.tolerance < 1:
-            raise MethodError(f"`{label}(tolerance={self.tolerance})` must lie between 0 and 1.")
+        fraction("tolerance", self.tolerance, label)
 
     @property
     def count(self) -> int:

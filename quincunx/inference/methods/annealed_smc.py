@@ -28,9 +28,10 @@ from quincunx.inference.method import (
     Approximation,
     Sampler,
     Weighted,
+    fraction,
+    integer,
     lacks_gradient,
     one_of,
-    positive,
 )
 from quincunx.inference.paths.annealing import Schedule, anneal
 from quincunx.inference.paths.target import Target, Whitening
@@ -104,14 +105,10 @@ class AnnealedSMC(Approximation):
         one_of("start", self.start, STARTS, cls)
         counts = ["moves", "pilot"] + ([] if self.steps is None else ["steps"])
         for name in counts:
-            positive(name, getattr(self, name), cls)
-            if not isinstance(getattr(self, name), int):
-                raise MethodError(f"`{cls}({name}={getattr(self, name)})` must be an integer.")
+            integer(name, getattr(self, name), cls)
         if self.steps is not None and self.steps > LENGTH:
             raise MethodError(f"`{cls}(steps={self.steps})` must be at most {LENGTH}.")
-        positive("threshold", self.threshold, cls)
-        if self.threshold > 1:
-            raise MethodError(f"`{cls}(threshold={self.threshold})` must be at most 1.")
+        fraction("threshold", self.threshold, cls, closed=True)
 
     def missing(self, density: Density) -> str | None:
         """A gradient."""

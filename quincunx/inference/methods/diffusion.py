@@ -28,7 +28,7 @@ from jaxtyping import Array
 
 from quincunx.engine.density import Density
 from quincunx.engine.errors import MethodError
-from quincunx.inference.method import Approximation, lacks_gradient, one_of, positive
+from quincunx.inference.method import Approximation, integer, lacks_gradient, one_of, positive
 from quincunx.inference.methods.annealed_smc import STARTS
 from quincunx.inference.paths.control import Control
 from quincunx.inference.paths.losses import LOSSES, ON_ANY_PATHS, ON_PATHS_BACK, Learned
@@ -108,11 +108,7 @@ class DiffusionSampler(Approximation):
         one_of("loss", self.loss, LOSSES, cls)
         one_of("start", self.start, STARTS, cls)
         for name in _COUNTS:
-            value = getattr(self, name)
-            if name != "iterations" or value != 0:
-                positive(name, value, cls)
-            if not isinstance(value, int):
-                raise MethodError(f"`{cls}({name}={value!r})` must be an integer.")
+            integer(name, getattr(self, name), cls, 0 if name == "iterations" else 1)
         for name in ("learning_rate", "threshold", "spread"):
             positive(name, getattr(self, name), cls)
         if self.steps > LENGTH:

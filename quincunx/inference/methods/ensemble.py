@@ -34,7 +34,7 @@ from jaxtyping import Array, Float
 
 from quincunx.engine.density import Density
 from quincunx.engine.errors import MethodError
-from quincunx.inference.method import Approximation, Sampler, Weighted, one_of, positive
+from quincunx.inference.method import Approximation, Sampler, Weighted, integer, one_of, positive
 from quincunx.inference.paths.annealing import anneal
 from quincunx.inference.paths.target import Target, Whitening, log_normal
 from quincunx.inference.paths.tuning import tune
@@ -148,9 +148,7 @@ class EnsembleSampler(Approximation):
         cls = "EnsembleSampler"
         one_of("drift", self.drift, DRIFTS, cls)
         for name in ("steps", "inner", "particles", "moves"):
-            positive(name, getattr(self, name), cls)
-            if not isinstance(getattr(self, name), int):
-                raise MethodError(f"`{cls}({name}={getattr(self, name)!r})` must be an integer.")
+            integer(name, getattr(self, name), cls)
         positive("scale", self.scale, cls)
         positive("inflation", self.inflation, cls)
 

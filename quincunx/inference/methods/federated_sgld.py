@@ -34,7 +34,6 @@ import numpy as np
 from jaxtyping import Array
 
 from quincunx.engine.density import Density
-from quincunx.engine.errors import MethodError
 from quincunx.inference.distributed.collectives import AXIS, anywhere, locally, sent, total
 from quincunx.inference.distributed.network import (
     Networked,
@@ -45,7 +44,7 @@ from quincunx.inference.distributed.network import (
     summarised,
 )
 from quincunx.inference.distributed.survey import Survey, alone
-from quincunx.inference.method import Traffic, one_of, positive
+from quincunx.inference.method import Traffic, integer, one_of, positive
 from quincunx.inference.registry import register
 
 
@@ -110,9 +109,7 @@ class FederatedSGLD(Networked):
         self.check()
         label = type(self).__name__
         one_of("surrogate", self.surrogate, ("taylor", "laplace", "none"), label)
-        positive("local_steps", self.local_steps, label)
-        if not isinstance(self.local_steps, int):
-            raise MethodError(f"`{label}(local_steps={self.local_steps!r})` must be an integer.")
+        integer("local_steps", self.local_steps, label)
         if self.step_size is not None:
             positive("step_size", self.step_size, label)
 

@@ -24,8 +24,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from quincunx.engine.density import Density
-from quincunx.engine.errors import MethodError
-from quincunx.inference.method import Info, Kernel, Kind, Pool, lacks_gradient, one_of, positive
+from quincunx.inference.method import (
+    Info,
+    Kernel,
+    Kind,
+    Pool,
+    fraction,
+    integer,
+    lacks_gradient,
+    one_of,
+    positive,
+)
 from quincunx.inference.registry import register
 from quincunx.inference.windows import Stage, averaging, blackjax, choose, windows
 
@@ -75,16 +84,11 @@ class NUTS(Kernel):
     def __check_init__(self) -> None:
         """Refuse impossible settings."""
         blackjax()
-        positive("target_accept", self.target_accept, "NUTS")
-        if not self.target_accept < 1:
-            message = f"`NUTS(target_accept={self.target_accept})` must lie between 0 and 1."
-            raise MethodError(message)
+        fraction("target_accept", self.target_accept, "NUTS")
         one_of("mass_matrix", self.mass_matrix, tuple(_RECIPES), "NUTS")
         positive("step_size", self.step_size, "NUTS")
         positive("divergence_threshold", self.divergence_threshold, "NUTS")
-        positive("max_tree_depth", self.max_tree_depth, "NUTS")
-        if not isinstance(self.max_tree_depth, int):
-            raise MethodError(f"`NUTS(max_tree_depth={self.max_tree_depth})` must be an integer.")
+        integer("max_tree_depth", self.max_tree_depth, "NUTS")
 
     def missing(self, density: Density) -> str | None:
         """A gradient."""

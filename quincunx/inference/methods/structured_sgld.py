@@ -36,7 +36,7 @@ from jaxtyping import Array, PyTree
 from quincunx.engine.density import Density
 from quincunx.engine.errors import MethodError, unknown
 from quincunx.inference.estimators import Estimate, Minibatch
-from quincunx.inference.method import Kind, one_of, positive
+from quincunx.inference.method import Kind, fraction, integer, one_of
 from quincunx.inference.methods.sgld import SGLD
 from quincunx.inference.minibatch import Turn
 from quincunx.inference.registry import register
@@ -103,15 +103,9 @@ class StructuredSGLD(StochasticKernel):
         if self.preconditioner is not None:
             one_of("preconditioner", self.preconditioner, ("diagonal",), self._label)
         for name in ("history", "copies_kept"):
-            value = getattr(self, name)
-            positive(name, value, self._label)
-            if not isinstance(value, int):
-                raise MethodError(f"`{self._label}({name}={value!r})` must be an integer.")
+            integer(name, getattr(self, name), self._label)
         if self.dropout is not None:
-            positive("dropout", self.dropout, self._label)
-            if self.dropout > 1:
-                message = f"`{self._label}(dropout={self.dropout})` must be at most 1."
-                raise MethodError(message)
+            fraction("dropout", self.dropout, self._label, closed=True)
         elif self.copies_kept != 1:
             message = f"`{self._label}(copies_kept={self.copies_kept})` is of use with `dropout`."
             raise MethodError(message)

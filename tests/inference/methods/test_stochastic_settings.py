@@ -19,7 +19,7 @@ SHORT = {"num_warmup": 50, "num_samples": 50, "progress": False}
     ("make", "message"),
     [
         (lambda: qx.SGLD(step_size=-1.0), "step_size must be a positive number"),
-        (lambda: qx.SGLD(batch_size=0), "batch_size must be a positive number"),
+        (lambda: qx.SGLD(batch_size=0), "batch_size must be an integer of at least 1"),
         (lambda: qx.SGLD(tolerance=1.5), "must lie between 0 and 1"),
         (lambda: qx.SGLD(preconditioner="diag"), "diagonal"),
         (lambda: qx.SGLD(schedule="cyclic"), "cyclical"),
