@@ -116,7 +116,7 @@ def refine(
     for what, array in (("The quantities", values), ("Draws", z), ("Scores", score)):
         if not np.isfinite(array).all():
             raise QuincunxError(f"{what} are not finite everywhere, so nothing can be refined.")
-    ess = fit.importance.ess if is_weighted(fit.tree) else None
+    ess = fit.worth()[0] if is_weighted(fit.tree) else None
     size = float(min(fit.convergence.ess_bulk[fit.free()].min(initial=len(z)), len(z)))
     candidates = [_Columns(_NONE, np.zeros((len(z), 0))), *_controls(z, score, size, order)]
     fold = np.tile(np.arange(values.shape[1]) * _FOLDS // values.shape[1], values.shape[0])

@@ -188,6 +188,14 @@ def test_another_reference_is_named_where_one_has_failed(fits):
     assert alone.reasons["gaussian"] == ("The reference itself has failed.",)
 
 
+def test_a_reference_that_is_rejected_itself_judges_nothing(fits):
+    chains = {name: fits[name] for name in ("right", "coarse")}
+    found = qx.compare(chains, reference="coarse").table
+    assert found["result"]["coarse"] == "differs"
+    assert found["ksd_p"]["coarse"] < 0.001
+    assert found["result"]["right"] == "cannot tell"
+
+
 @pytest.mark.parametrize("width", [80, 200])
 def test_no_cell_is_cut_on_a_narrow_terminal(compared, width):
     console = Console(width=width, file=io.StringIO())
@@ -369,7 +377,9 @@ def test_few_effective_draws_cannot_tell(autoregressive, error, word):
     found, reasons = decide(fit, standard, Measures({}, agreed, None, None, False), 4)
     assert found == word
     if word == "cannot tell":
-        assert "the mean of 'm' could be off by 0.64 and it would not show" in reasons[0]
+        assert (
+            "the mean of 'm' could be off by 0.64 posterior sds and it would not show" in reasons[0]
+        )
 
 
 def test_runs_that_ended_in_their_warm_up_have_no_figures(autoregressive, tmp_path):

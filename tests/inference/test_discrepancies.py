@@ -166,21 +166,34 @@ def test_p_values_reach_half_the_level(rng, level):
     assert min(stein, moved) > 0
 
 
-def test_copies_of_resampled_draws_are_not_taken_for_another_law(rng):
-    """Weights of uniform draws make a normal law of them; one draw is there many times over."""
-    p_values, naive = [], []
-    for _ in range(20):
-        x = rng.uniform(-8, 8, size=(300, 1))
+def test_weighted_draws_are_not_taken_for_another_law(rng):
+    """Weights of uniform draws make a normal law of them."""
+    p_values, naive, each = [], [], np.arange(300)
+    for _ in range(40):
+        x = rng.uniform(-6, 6, size=(300, 1))
         weight = np.exp(-0.5 * x[:, 0] ** 2)
-        x = x[rng.choice(300, size=200, p=weight / weight.sum())]
-        copies = np.unique(x, return_inverse=True)[1].reshape(-1)
-        p_values.append(stein_test(x, -x, copies, LEVEL, rng, within=False).p_value)
-        naive.append(stein_test(x, -x, np.arange(200) // BLOCK, LEVEL, rng).p_value)
-    assert np.mean(np.array(p_values) <= 0.05) <= 0.2
-    assert np.median(p_values) > 0.15
+        p_values.append(stein_test(x, -x, each, LEVEL, rng, weight / weight.sum()).p_value)
+        x = x[rng.choice(300, size=300, p=weight / weight.sum())]
+        naive.append(stein_test(x, -x, each, LEVEL, rng).p_value)
+    assert np.mean(np.array(p_values) <= 0.05) <= 0.15
+    assert 0.2 < np.median(p_values) < 0.8
     assert np.mean(np.array(naive) <= 0.05) > 0.4
-    wrong = 0.7 * rng.normal(size=(200, 1))
-    assert stein_test(wrong, -wrong, np.arange(200), LEVEL, rng, within=False).p_value < 0.01
+    weight = np.exp(-0.5 * (x[:, 0] / 0.7) ** 2)
+    assert stein_test(x, -x, each, LEVEL, rng, weight / weight.sum()).p_value < 0.01
+
+
+def test_families_of_resampled_draws_are_blocks(rng):
+    p_values, naive, even = [], [], np.full(300, 1 / 300)
+    for _ in range(40):
+        x = 4.0 * rng.normal(size=(300, 1))
+        weight = np.exp(-0.5 * x[:, 0] ** 2 * (1 - 1 / 4.0**2))
+        family = rng.choice(300, size=300, p=weight / weight.sum())
+        x = 0.98 * x[family] + np.sqrt(1 - 0.98**2) * rng.normal(size=(300, 1))
+        p_values.append(stein_test(x, -x, family, LEVEL, rng, even).p_value)
+        naive.append(stein_test(x, -x, np.arange(300), LEVEL, rng, even).p_value)
+    assert np.mean(np.array(p_values) <= 0.05) <= 0.15
+    assert np.mean(np.array(naive) <= 0.05) > 0.4
+    assert stein_test(x + 0.6, -x - 0.6, family, LEVEL, rng, even).p_value < 0.01
 
 
 def test_the_discrepancy_is_blind_to_weights_of_far_modes(rng):
@@ -268,3 +281,19 @@ def test_whitening_makes_covariances_one(rng):
     precision = np.linalg.inv(np.cov(z.T))
     score = -(z - z.mean(axis=0)) @ precision
     np.testing.assert_allclose(white.scores(score), -white.positions(z), atol=1e-6)
+
+
+def test_tests_take_many_dimensions_with_few_draws(rng):
+    """No square of the dimension is held: this would be 7 GB."""
+    dim = 30_000
+    x, y = rng.normal(size=(2, 64, dim))
+    z = 3 * x + 1
+    white = Whitening.of(z)
+    positions, scores = white.positions(z), white.scores(-x / 3)
+    np.testing.assert_allclose(positions.std(axis=0), 1, atol=1e-6)
+    block = np.arange(64) // BLOCK
+    assert stein_test(positions, scores, block, LEVEL, rng).p_value > 0
+    assert transport_test(positions, y, BLOCK, LEVEL, rng).p_value > 0
+    lines = directions(500, 64, rng)
+    assert lines.shape == (64, 500)
+    np.testing.assert_allclose(lines @ lines.T, np.eye(64), atol=1e-12)

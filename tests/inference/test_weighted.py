@@ -8,10 +8,12 @@ import pytest
 import quincunx as qx
 from quincunx.inference.diagnostics.importance import (
     diagnose,
+    effective_size,
     equal_weights,
     log_evidence,
     pareto_smoothed,
 )
+from quincunx.inference.diagnostics.lineages import effective_sizes
 from tests.scenarios import conjugate, conjugate_posterior
 
 Y = np.array([0.3, 1.9, 2.2, -0.4, 1.1])
@@ -188,12 +190,84 @@ def test_pareto_smoothing_changes_the_tail_alone(rng):
     assert np.ptp(shift[-90:]) > 0
 
 
-def test_dependent_draws_take_their_error_from_batches(rng):
-    batches = np.log(rng.lognormal(size=(8, 1))) + np.zeros((8, 500))
-    means = np.exp(batches[:, 0])
-    expected = means.std(ddof=1) / 8**0.5 / means.mean()
-    assert log_evidence(batches, independent=False).error == pytest.approx(expected)
-    assert log_evidence(batches).error < expected / 10
+def test_weights_that_are_the_same_in_a_batch_are_kept(rng):
+    """After a last resampling they are; the Pareto law's scale may then not be found."""
+    for share in (90, 100, 104, 110, 300):
+        log_weight = np.sort(rng.normal(scale=0.3, size=1200))
+        log_weight[-10 - share : -10] = log_weight[-11]
+        smoothed, k = pareto_smoothed(rng.permutation(log_weight).reshape(4, 300))
+        assert np.isfinite(smoothed).all()
+        assert np.exp(smoothed).sum() == pytest.approx(1)
+        assert not np.isnan(k)
+
+
+def resampled(rng, batches, n):
+    """Particles of N(0, 4.0^2), resampled to N(0, 1) and moved a little: log weights, origins."""
+    x = 4.0 * rng.normal(size=(batches, n))
+    log_weight = -0.5 * x**2 + 0.5 * (x / 4.0) ** 2 + np.log(4.0)
+    total = np.log(np.exp(log_weight).mean(axis=1, keepdims=True))
+    origin = np.stack([equal_weights(each, rng) for each in log_weight])
+    x = np.take_along_axis(x, origin, axis=1)
+    x = 0.95 * x + np.sqrt(1 - 0.95**2) * rng.normal(size=x.shape)
+    return x, total + np.zeros_like(x), origin
+
+
+def test_errors_of_resampled_draws_are_those_of_repetitions(rng):
+    """The last weights are even: without lineages each draw would count as one."""
+    means, evidences, sizes, errors = [], [], [], []
+    for _ in range(400):
+        x, log_weight, origin = resampled(rng, 3, 200)
+        means.append(x.mean())
+        sizes.append(effective_sizes(x[..., None], log_weight, origin)[0].item())
+        found = log_evidence(log_weight, origin)
+        evidences.append(found.value)
+        errors.append(found.error)
+        assert effective_size(log_weight) == pytest.approx(600, rel=0.1)
+    size = 1 / np.var(means)
+    assert size < 450
+    assert np.mean(sizes) == pytest.approx(size, rel=0.2)
+    assert np.mean(errors) == pytest.approx(np.std(evidences), rel=0.2)
+
+
+def test_tails_of_resampled_draws_have_sizes_of_their_own(rng):
+    low, high, sizes = [], [], []
+    for _ in range(200):
+        x, log_weight, origin = resampled(rng, 1, 600)
+        low.append(np.mean(x < -1.645))
+        high.append(np.mean(x < 1.645))
+        sizes.append(effective_sizes(x[..., None], log_weight, origin)[1].item())
+    assert np.mean(sizes) == pytest.approx(
+        0.05 * 0.95 / np.mean([np.var(low), np.var(high)]), rel=0.3
+    )
+
+
+def test_draws_with_origins_of_their_own_are_independent(rng):
+    log_weight, origin = rng.normal(size=(4, 500)), np.tile(np.arange(500), (4, 1))
+    values = rng.normal(size=(4, 500, 2))
+    apart = log_evidence(log_weight, origin), log_evidence(log_weight)
+    assert apart[0].value == pytest.approx(apart[1].value)
+    assert apart[0].error == pytest.approx(apart[1].error, rel=0.05)
+    bulk, tail = effective_sizes(values, log_weight, origin)
+    assert bulk == pytest.approx(effective_size(log_weight), rel=0.2)
+    assert (tail <= effective_size(log_weight) * (1 + 1e-9)).all()
+    constant = effective_sizes(np.ones((4, 500, 1)), log_weight, origin)
+    assert constant[0].item() == pytest.approx(effective_size(log_weight))
+
+
+def test_one_family_is_worth_next_to_nothing(rng):
+    """Half of the draws descend from one particle."""
+    origin = np.where(np.arange(400) < 200, 0, np.arange(400))[None]
+    values = np.where(np.arange(400) < 200, 2.0, rng.normal(size=400))[None, :, None]
+    bulk, _ = effective_sizes(values, np.zeros((1, 400)), origin)
+    assert bulk.item() < 10
+    density = qx.compile(conjugate, {"y": Y})
+    fit = qx.Fit.weighted(
+        density, values[0], np.zeros(400), method=Fitted(), costs={}, origin=origin[0]
+    )
+    assert fit.importance.ess == pytest.approx(400)
+    assert fit.verdict.status == "failed"
+    assert "descend from few particles: for 'mu'" in str(fit.verdict)
+    assert fit.summary()["ess_bulk"].item() == fit.convergence.ess_bulk.item() == fit.worth()[0]
 
 
 def test_infinite_weights_are_told():
