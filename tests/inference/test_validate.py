@@ -124,6 +124,15 @@ def test_uniformity_holds_its_level(rng):
     found = uniformity(rng.integers(0, 100, size=(300, 400)), 99)
     assert np.mean(found < 0.05) == pytest.approx(0.05, abs=0.035)
     assert uniformity(rng.integers(0, 80, size=(300, 1)), 99)[0] < 1e-6
+    uneven = uniformity(rng.integers(0, 13, size=(300, 400)), 12)  # ten bins of one or two
+    assert np.mean(uneven < 0.05) == pytest.approx(0.05, abs=0.035)
+
+
+def test_points_follow_squares_of_the_data(rng):
+    """As those of a scale do."""
+    y = rng.normal(size=(200, 3))
+    scale = np.sum(y**2, axis=1, keepdims=True)
+    assert np.corrcoef(pointers(scale, y)[:, 0], scale[:, 0])[0, 1] > 0.9
 
 
 def test_points_depend_on_the_data_and_on_no_value_of_their_own(rng):
