@@ -5,13 +5,13 @@ import io
 import json
 from types import SimpleNamespace
 
-import arviz_stats
 import jax
 import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
 from rich.console import Console
+from scipy.stats import norm
 
 import quincunx as qx
 import quincunx.distributions as dist
@@ -161,13 +161,26 @@ def test_what_it_prints(compared):
         assert word in text
 
 
+def left_out():
+    """Log predictive density of each row given all others: that of a Gaussian."""
+    design, found = np.column_stack([np.ones(60), X / SCALES]), []
+    prior = np.diag(1 / (100 * np.array([1.0, *SCALES])) ** 2)
+    for row in range(60):
+        rest = np.delete(np.arange(60), row)
+        covariance = np.linalg.inv(prior + design[rest].T @ design[rest])
+        mean = design[row] @ covariance @ design[rest].T @ Y[rest]
+        sd = np.sqrt(1 + design[row] @ covariance @ design[row])
+        found.append(norm.logpdf(Y[row], mean, sd))
+    return np.array(found)
+
+
 def test_without_a_reference_the_best_exact_fit_is_taken(fits):
     found = qx.compare({name: fits[name] for name in ("right", "halved")})
     assert found.reference.startswith("right")
     assert found.table["result"].tolist() == ["reference", "differs"]
     row, density = found.table.loc["halved"], fits["right"].density.unconstrained
     narrow, right = (predictive(fits[name], density) for name in ("halved", "right"))
-    assert right.values.sum() == pytest.approx(arviz_stats.loo(fits["right"].tree).elpd, abs=0.3)
+    np.testing.assert_allclose(right.values, left_out(), atol=0.1)
     assert (row["elpd_difference"], row["elpd_error"]) == narrow.minus(right)
     alone = qx.compare({"halved": fits["halved"], "gaussian": fits["gaussian"]})
     assert alone.reference == ""
@@ -258,9 +271,9 @@ def test_weighted_draws_have_evidence_and_no_r_hat():
     density = qx.compile(worked.model, worked.data)
     exact = jax.device_get(worked.reference.draws(jax.random.key(3), 4000))
     z = np.asarray(jax.vmap(density.unconstrain)(exact))
-    wide = z.mean(axis=0) + 1.5 * (z - z.mean(axis=0))
+    wide = z.mean(axis=0) + 3 * (z - z.mean(axis=0))
     target = jax.vmap(density.log_density)(wide)
-    proposal = jax.vmap(density.log_density)(z) - 2 * np.log(1.5)
+    proposal = jax.vmap(density.log_density)(z) - 2 * np.log(3)
     fit = qx.Fit.weighted(
         density, wide, np.asarray(target - proposal), method=Gaussian(), costs={"evaluations": 4000}
     )
@@ -275,7 +288,7 @@ def test_weighted_draws_have_evidence_and_no_r_hat():
     assert cell(dict(row), "log_evidence").endswith(f"± {fit.log_evidence.error:.1g}")
     sample = Sample.of_fit(fit, density)
     assert sample.ess == fit.importance.ess
-    assert len(sample.kept) == pytest.approx(fit.importance.ess / 2, rel=0.02)
+    assert len(sample.kept) == pytest.approx(fit.importance.ess / 2, abs=4)
 
 
 class Broken(Gaussian):
