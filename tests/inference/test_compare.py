@@ -291,6 +291,19 @@ def test_weighted_draws_have_evidence_and_no_r_hat():
     assert len(sample.kept) == pytest.approx(fit.importance.ess / 2, abs=4)
 
 
+def test_weighted_draws_that_are_left_out_add_to_errors():
+    """Of 20,000 draws, each worth one, every other is looked at."""
+    density = qx.compile(flat)
+    z = np.random.default_rng(1).normal(size=(20_000, 1))
+    fit = qx.Fit.weighted(density, z, np.zeros(20_000), method=Gaussian(), costs={})
+    assert fit.importance.ess == pytest.approx(20_000)
+    assert Sample.of_fit(fit, None).ess == pytest.approx(10_000)
+    fit = qx.Fit.weighted(
+        density, z, np.where(np.arange(20_000) < 100, 0, -np.inf), method=Gaussian(), costs={}
+    )
+    assert Sample.of_fit(fit, None).ess == pytest.approx(100, rel=0.01)
+
+
 class Broken(Gaussian):
     """A method that breaks down."""
 

@@ -68,11 +68,14 @@ class Sample:
             fit: the fit.
             density: the model; without it positions are the draws themselves.
         """
+        draws = {str(name): array.values for name, array in fit.posterior.items()}
+        fewer = {name: _thin(array) for name, array in draws.items()}
         ess = None
         if is_weighted(fit.tree):
-            ess = float(fit.convergence.ess_bulk.min(initial=math.inf))
-        draws = {str(name): array.values for name, array in fit.posterior.items()}
-        return cls._of({name: _thin(array) for name, array in draws.items()}, density, ess)
+            count, kept = (np.prod(next(iter(d.values())).shape[:2]) for d in (draws, fewer))
+            size = fit.convergence.ess_bulk.min(initial=count)
+            ess = float(size / (1 + size * (1 / kept - 1 / count)))  # draws left out add error
+        return cls._of(fewer, density, ess)
 
     @classmethod
     def of_exact_draws(cls, draws: Mapping[str, Any], density: Density | None) -> Sample:

@@ -13,7 +13,7 @@ ranks in both sets together.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -148,10 +148,10 @@ def _shape(values: np.ndarray) -> float:
         return -np.inf
     try:
         with np.errstate(all="ignore"):  # a fit that comes to nothing gives k = NaN
-            k = float(array_stats.pareto_khat(values[None], tail="right"))
+            k: Any = array_stats.pareto_khat(values[None], tail="right")
     except ValueError:  # all draws of the tail are the same
         return -np.inf
-    return -np.inf if np.isnan(k) else k
+    return -np.inf if np.isnan(k) else float(k)
 
 
 def normal_scores(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
