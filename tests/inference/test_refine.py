@@ -111,6 +111,19 @@ def test_slow_series_that_have_nothing_in_common_do_not_help():
     assert [row["order"] for row in rows].count("0") >= 16
 
 
+def test_errors_of_several_chains_are_by_how_slow_each_is():
+    """What is left has correlation 0.9 along each of four chains."""
+    rng = np.random.default_rng(4)
+    z, rest = rng.normal(size=(4, 1000, 2)), rng.normal(size=(4, 1000, 8))
+    for t in range(1, 1000):
+        rest[:, t] = 0.9 * rest[:, t - 1] + np.sqrt(1 - 0.81) * rest[:, t]
+    columns = [_Columns("0", np.zeros((4000, 0))), _Columns("2", z.reshape(4000, 2))]
+    rows = _rows(rest + 2 * z.sum(axis=2, keepdims=True), columns, None, 4000.0)
+    assert all(row["order"] == "2" for row in rows)
+    errors = [row["refined_error"] for row in rows]
+    assert np.mean(errors) == pytest.approx(np.sqrt(19 / 4000), rel=0.2)
+
+
 def test_weighted_draws_are_worth_what_their_weights_say(gaussian):
     """Four hundred draws, and some thirty effective ones."""
     density = qx.compile(two, gaussian[0])
