@@ -37,6 +37,10 @@ def test_constant_draws_have_no_effective_sample(rng):
     draws = {"a": good(rng), "b": np.full((4, 1000), 0.3)}
     found = convergence(draws)
     assert found.ess_bulk[1] == found.ess_tail[1] == 0
+    assert found.constant.tolist() == [False, True]
+    apart = convergence({"b": np.arange(4.0)[:, None] + np.zeros(1000)})
+    assert apart.stuck.all()
+    assert not apart.constant.any()  # each chain is somewhere else
     result = verdict(draws)
     assert result.status == "failed"
     assert "'b' is constant" in result.reasons[0]
