@@ -63,6 +63,12 @@ def test_non_finite_draws_fail(rng):
     assert "NaN or infinite" in result.reasons[0]
 
 
+def test_one_density_that_is_not_finite_fails(rng):
+    lp = np.zeros((4, 1000))
+    lp[1, 7] = np.nan
+    assert verdict({"a": good(rng)}, lp=lp).status == "failed"
+
+
 def test_chains_in_two_modes_fail(rng):
     draws = good(rng) + np.array([0, 0, 0, 8.0])[:, None]
     result = verdict({"a": draws})
