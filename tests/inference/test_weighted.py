@@ -7,9 +7,13 @@ import pytest
 
 import quincunx as qx
 from quincunx.inference.diagnostics.importance import (
+    Evidence,
+    Importance,
+    bounds,
     diagnose,
     effective_size,
     equal_weights,
+    judge_weights,
     log_evidence,
     pareto_smoothed,
 )
@@ -272,10 +276,55 @@ def test_one_family_is_worth_next_to_nothing(rng):
 
 def test_infinite_weights_are_told():
     log_weight = np.zeros((1, 100))
-    log_weight[0, 3] = np.nan
+    log_weight[0, 3], log_weight[0, 4] = np.nan, np.inf
     found = diagnose(log_weight)
-    assert found.nonfinite == 1
-    assert found.log_evidence.value == pytest.approx(np.log(0.99))
+    assert found.nonfinite == 2
+    assert found.log_evidence.value == pytest.approx(np.log(0.98))
+    assert np.isnan(found.elbo)
+
+
+def test_figures_of_weights_are_those_of_their_formulas(rng):
+    log_weight = 3 + rng.normal(size=(2, 2000))
+    weights = np.exp(log_weight)
+    found = diagnose(log_weight)
+    assert found.ess == pytest.approx(weights.sum() ** 2 / np.sum(weights**2))
+    assert found.share == pytest.approx(found.ess / 4000)
+    assert found.largest == pytest.approx(np.exp(pareto_smoothed(log_weight)[0]).max())
+    assert found.elbo == pytest.approx(log_weight.mean())
+    assert found.log_evidence.value == pytest.approx(np.log(weights.mean()))
+    dependent = diagnose(log_weight, origin=np.tile(np.arange(2000), (2, 1)))
+    assert dependent.log_evidence.value == pytest.approx(np.log(weights.mean()))
+    assert np.isnan(dependent.elbo)
+    stages = np.stack([log_weight, 4 * log_weight], axis=1)
+    assert diagnose(log_weight, stages).pareto_k > found.pareto_k + 0.5
+    assert diagnose(4 * log_weight, stages).pareto_k > found.pareto_k + 0.5
+    both = bounds(log_weight[0], 1 + log_weight[1])
+    error = log_weight.std(axis=1, ddof=1) / 2000**0.5
+    assert both.lower == pytest.approx((log_weight[0].mean(), error[0]))
+    assert both.upper == pytest.approx((1 + log_weight[1].mean(), error[1]))
+    back = weights[1]
+    assert both.share == pytest.approx(1 / (back.mean() * np.mean(1 / back)))
+    assert bounds(np.zeros(50), np.zeros(50)).share == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("k", "ess", "size", "status", "word"),
+    [
+        (0.69, 101, 4000, "ok", ""),
+        (0.71, 101, 4000, "suspect", "above 0.70"),
+        (1.01, 101, 4000, "failed", "above 1"),
+        (np.nan, 101, 4000, "failed", "no finite mean"),
+        (0.55, 101, 200, "ok", ""),
+        (0.6, 101, 200, "suspect", "above 0.57"),
+        (0.1, 99, 4000, "suspect", "99 effective"),
+        (0.1, 9, 4000, "failed", "9 effective"),
+    ],
+)
+def test_thresholds_of_weights_are_those_that_are_told(k, ess, size, status, word):
+    found = Importance(Evidence(0.0, 0.1), ess, ess / size, k, 0.1, 0.0, 0)
+    result = judge_weights(found, size)
+    assert result.status == status
+    assert word in result.reasons[0] or not word
 
 
 def test_resampling_counts_are_within_one_of_their_means(rng):
@@ -283,6 +332,12 @@ def test_resampling_counts_are_within_one_of_their_means(rng):
     weights = np.exp(log_weight) / np.exp(log_weight).sum()
     counts = np.bincount(equal_weights(log_weight, rng), minlength=200)
     assert (np.abs(counts - 200 * weights) < 1).all()
+
+
+def test_resampled_draws_are_in_random_order(rng):
+    """Copies of a draw that stood together would pass for a chain that sticks."""
+    chosen = equal_weights(rng.normal(size=1000), rng)
+    assert abs(np.corrcoef(chosen[1:], chosen[:-1])[0, 1]) < 0.15
 
 
 def test_one_function_makes_the_fit_of_any_weighted_draws():

@@ -112,12 +112,14 @@ class Sample:
             density: the model; without it positions are the draws themselves.
         """
         draws = {str(name): array.values for name, array in fit.posterior.items()}
-        draws = {name: _thin(array) for name, array in draws.items()}
+        fewer = {name: _thin(array) for name, array in draws.items()}
         if not is_weighted(fit.tree):
-            return cls._of(draws, density, None)
-        found = cls._of(draws, density, fit.worth()[0], _SPARSE)
+            return cls._of(fewer, density, None)
+        count, kept = (np.prod(next(iter(d.values())).shape[:2]) for d in (draws, fewer))
+        size = min(fit.worth()[0], float(count))
+        ess = float(size / (1 + size * (1 / kept - 1 / count)))  # draws left out add error
         particles = None if density is None else Particles.of_fit(fit, density)
-        return dataclasses.replace(found, particles=particles)
+        return dataclasses.replace(cls._of(fewer, density, ess, _SPARSE), particles=particles)
 
     @classmethod
     def of_exact_draws(cls, draws: Mapping[str, Any], density: Density | None) -> Sample:
