@@ -248,6 +248,7 @@ def modes():
 
 def test_one_mode_of_two_differs_where_the_verdict_cannot_know(modes):
     _, compared = modes
+    assert compared.reference.endswith("; log evidence 0.00)")
     row = compared.table.loc["one"]
     assert row["verdict"] == "ok"
     assert row["result"] == "differs"
