@@ -107,6 +107,8 @@ def weighted_tree(
         groups[WEIGHTS]["tempered_log_weight"] = np.moveaxis(draws.tempered, 1, 2)
     tree = labelled(density, groups)
     attributes = about(density, method, key, costs, outcome)
+    batches, number = draws.log_weight.shape
+    attributes |= {"num_samples": number, "num_chains": batches}
     attributes |= {"independent": int(draws.independent), "skipped": skipped, **(notes or {})}
     for group in groups:
         tree[group].attrs.update(attributes)
