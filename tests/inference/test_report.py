@@ -72,7 +72,12 @@ def test_a_comparison_names_what_is_wrong(pages):
         assert f'<tr><th scope="row">{column}</th>' in text
 
 
-def test_a_saved_comparison_has_the_model_as_compiled(pages, tmp_path):
+@pytest.fixture
+def without_plots(monkeypatch):
+    monkeypatch.setattr(plots, "of_chains", lambda *_: [])
+
+
+def test_a_saved_comparison_has_the_model_as_compiled(pages, tmp_path, without_plots):
     again = qx.Comparison.load(pages[0] / "compared.nc")
     assert again.fits["nuts"].density is None
     text = again.report(tmp_path / "again.html").read_text("utf-8")
@@ -91,7 +96,7 @@ def test_a_printed_comparison_fits_the_terminal(pages, capsys, monkeypatch):
     assert max(map(len, plain.splitlines())) <= 80
 
 
-def test_methods_that_are_not_drawn_are_named(schools, tmp_path):
+def test_methods_that_are_not_drawn_are_named(schools, tmp_path, without_plots):
     lost = schools.posterior.copy(deep=True)
     lost["mu"].values[1, 3] = np.nan
     compared = qx.compare({"right": schools, "lost": with_posterior(schools, lost)})

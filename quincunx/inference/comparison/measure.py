@@ -213,11 +213,11 @@ def predictive(fit: Fit, density: Density | None) -> Predictive | None:
     tree = arviz_base.from_dict({"posterior": draws, "log_likelihood": {"observed": every}})
     worth = None if size is None else min(size / math.prod(shape), 1.0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # told by `None`
+        for kind in (UserWarning, RuntimeWarning):  # told by `None`
+            warnings.simplefilter("ignore", kind)
         result: Any = loo(tree, pointwise=True, reff=worth)
-    if result.warning:
-        return None
-    return Predictive(np.asarray(result.elpd_i).reshape(-1))
+    values = np.asarray(result.elpd_i).reshape(-1)
+    return None if result.warning or not np.isfinite(values).all() else Predictive(values)
 
 
 def figures(fit: Fit) -> dict[str, Any]:
