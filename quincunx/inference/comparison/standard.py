@@ -14,7 +14,7 @@ from quincunx.engine.density import Density
 from quincunx.inference.diagnostics.agreement import Moments
 from quincunx.inference.diagnostics.convergence import flatten
 from quincunx.inference.diagnostics.discrepancy import Whitening
-from quincunx.inference.diagnostics.independence import BLOCK, slowest, thinned
+from quincunx.inference.diagnostics.independence import BLOCK, shortened, slowest, thinned
 from quincunx.inference.diagnostics.scores import positions
 from quincunx.inference.fit import Fit
 from quincunx.inference.weighted import is_weighted
@@ -68,11 +68,15 @@ class Sample:
             fit: the fit.
             density: the model; without it positions are the draws themselves.
         """
+        draws = {str(name): array.values for name, array in fit.posterior.items()}
+        fewer = {name: shortened(array, _MOST) for name, array in draws.items()}
         ess = None
         if is_weighted(fit.tree):
             ess = float(fit.convergence.ess_bulk.min(initial=math.inf))
-        draws = {str(name): array.values for name, array in fit.posterior.items()}
-        return cls._of({name: _thin(array) for name, array in draws.items()}, density, ess)
+            if 0 < ess < math.inf:
+                every, kept = (math.prod(next(iter(d.values())).shape[:2]) for d in (draws, fewer))
+                ess = 1 / (1 / ess + 1 / kept - 1 / every)
+        return cls._of(fewer, density, ess)
 
     @classmethod
     def of_exact_draws(cls, draws: Mapping[str, Any], density: Density | None) -> Sample:
@@ -108,11 +112,6 @@ class Sample:
     def blocks(self) -> np.ndarray:
         """The block of each thinned position."""
         return np.arange(len(self.kept)) // BLOCK
-
-
-def _thin(values: np.ndarray) -> np.ndarray:
-    """Draws of a site, fewer where they are very many."""
-    return values[:, :: max(1, math.ceil(values.shape[0] * values.shape[1] / _MOST))]
 
 
 def _flat(draws: Mapping[str, np.ndarray], density: Density) -> np.ndarray | None:
@@ -196,5 +195,4 @@ class Standard:
         assert self.sds is not None
         mean = np.array([self.means[name] for name in names])
         sd = np.array([self.sds[name] for name in names])
-        half = np.full(len(names), 1 / math.sqrt(2 * self.size))
-        return Moments(mean, sd, sd / math.sqrt(self.size), half)
+        return Moments.trusted(mean, sd, self.size)
