@@ -8,12 +8,12 @@ chain that is short has too small ones, since it has not seen the tails; so both
 with the larger ones.
 
 The logarithm of the variance of a few draws falls far below more often than its error says. Where
-the side that is worth fewer draws has the smaller sd, z is of 1 - s_small^2 / s_large^2 in place of
-the ratio's logarithm.
+the smaller sd is not the one of more degrees of freedom, z is of 1 - s_small^2 / s_large^2 in place
+of the logarithm of the squared ratio.
 
-The largest z has its p-value from Student's law, since standard errors are estimated, times the
-number of parameters. The law's degrees of freedom are a third of the draws that the side of fewer
-is worth, and 50 at most.
+p-values are of Student's law, since standard errors are estimated, and times the number of
+parameters. Each side has a third of its effective draws as degrees of freedom, and 50 at most; the
+law has the fewer ones.
 
 Chains of a few draws do not tell their autocorrelation. Where there are several, n_eff is then from
 the variance between them, with one degree of freedom less than there are chains.
@@ -34,7 +34,7 @@ from scipy import special, stats
 _HEAVY = 0.35
 _FREEDOM = 50.0
 _PER_FREEDOM = 3  # effective draws
-_SHORT = 32  # draws of a chain
+_SHORT = 16, 64  # draws of a chain, from few chains to many
 _ROUNDING = 8  # machine precisions
 WHATS = ("mean", "log_sd")
 
@@ -76,7 +76,7 @@ class Moments(NamedTuple):
         still = (np.ptp(values, axis=1) == 0).any(axis=0)
         of_mean, of_square = (_sizes(entries, ess, still) for entries in (values, squares))
         freedom = np.clip(np.minimum(of_mean, of_square) / _PER_FREEDOM, 1.0, _FREEDOM)
-        if ess is None and _many_short(values):
+        if ess is None and _too_short(values):
             freedom = np.full_like(freedom, min(len(values) - 1, _FREEDOM))
         sd = np.sqrt(variance)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -86,7 +86,7 @@ class Moments(NamedTuple):
         return cls(mean, sd, mean_error, log_sd_error, roughness, freedom)
 
     @classmethod
-    def trusted(cls, mean: np.ndarray, sd: np.ndarray, size: float) -> Moments:
+    def trusted(cls, mean: np.ndarray, sd: np.ndarray, size: int | float) -> Moments:
         """Of normal laws, from so many independent draws."""
         one = np.ones(len(sd))
         freedom = np.clip(size / _PER_FREEDOM, 1.0, _FREEDOM)
@@ -105,13 +105,15 @@ class Moments(NamedTuple):
 def _constant(values: np.ndarray) -> np.ndarray:
     """Which parameters of `(chain, draw, parameter)` vary by rounding only."""
     apart = np.ptp(values, axis=(0, 1))
-    single = (values == values.astype(np.float32)).all(axis=(0, 1))
+    with np.errstate(over="ignore"):
+        single = (values == values.astype(np.float32)).all(axis=(0, 1))
     precision = np.where(single, np.finfo(np.float32).eps, np.finfo(float).eps)
     return apart <= _ROUNDING * precision * np.abs(values).max(axis=(0, 1), initial=0.0)
 
 
-def _many_short(values: np.ndarray) -> bool:
-    return len(values) > 1 and values.shape[1] < _SHORT
+def _too_short(values: np.ndarray) -> bool:
+    chains, length = values.shape[:2]
+    return chains > 1 and length < np.clip(2 * chains, *_SHORT)
 
 
 def _sizes(entries: np.ndarray, ess: float | None, still: np.ndarray) -> np.ndarray:
@@ -121,7 +123,7 @@ def _sizes(entries: np.ndarray, ess: float | None, still: np.ndarray) -> np.ndar
         return np.full(entries.shape[-1], ess)
     sizes = np.zeros(entries.shape[-1])
     moving = entries[..., ~still]
-    if _many_short(entries):
+    if _too_short(entries):
         between = moving.mean(axis=1).var(axis=0, ddof=1)
         with np.errstate(divide="ignore", invalid="ignore"):
             sizes[~still] = np.nan_to_num(len(entries) * moving.var(axis=(0, 1)) / between)
@@ -137,7 +139,7 @@ class Agreement(NamedTuple):
         table: one row for each parameter that varies: `mean_difference` in reference sds,
             `mean_z`, `log_sd_difference`, `log_sd_z`, what could have been seen, the degrees of
             freedom, and whether normal scores were compared.
-        mean_p: p-value of the largest error of means; NaN where there is no parameter.
+        mean_p: p-value of the means' errors together; NaN where there is no parameter.
         log_sd_p: of log sds.
     """
 
