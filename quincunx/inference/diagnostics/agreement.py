@@ -113,7 +113,8 @@ def _constant(values: np.ndarray) -> np.ndarray:
 
 def _too_short(values: np.ndarray) -> bool:
     chains, length = values.shape[:2]
-    return chains > 1 and length < np.clip(2 * chains, *_SHORT)
+    few, many = _SHORT
+    return chains > 1 and length < min(max(2 * chains, few), many)
 
 
 def _sizes(entries: np.ndarray, ess: float | None, still: np.ndarray) -> np.ndarray:
