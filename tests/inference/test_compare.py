@@ -543,19 +543,6 @@ def test_shifts_of_normal_scores_are_told_as_such(autoregressive):
     assert "m (normal scores)" in page._errors(agreed.table)
 
 
-def test_weighted_draws_that_are_looked_at_are_worth_no_more_than_they_are():
-    z = np.random.default_rng(0).normal(size=(1, 40_000, 1))
-    made = {"m": z[..., 0]}, -0.5 * z[..., 0] ** 2
-    density = qx.compile(flat)
-    costs: dict[str, float] = {}
-    fit = qx.Fit.weighted(
-        density, z, np.zeros((1, 40_000)), method=Gaussian(), costs=costs, made=made
-    )
-    sample = Sample.of_fit(fit, None)
-    assert sample.values is not None
-    assert sample.ess == pytest.approx(sample.values.shape[1])
-
-
 def test_runs_that_ended_in_their_warm_up_have_no_figures(autoregressive, tmp_path):
     """A budget may end a slow method before its first draw."""
     cut = qx.infer(flat, num_warmup=50_000, until=qx.Until(seconds=1e-6), progress=False)

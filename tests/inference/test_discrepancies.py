@@ -362,7 +362,7 @@ def test_chains_about_different_means_have_their_distance_in_the_error(rng):
 
 def test_the_worst_error_keeps_its_sign():
     zero, one = np.zeros(2), np.ones(2)
-    right = Moments(zero, one, 0.1 * one, 0.1 * one)
+    right = Moments(zero, one, 0.1 * one, 0.1 * one, 1.4 * one, 50 * one)
     found = right._replace(mean=np.array([0.2, -0.5]), sd=np.array([0.0, 1.0]))
     found = found._replace(log_sd_error=np.array([np.nan, 0.1]))
     compared = agreement(["x", "y"], found, right, np.zeros(2, bool))
