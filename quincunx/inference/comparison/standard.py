@@ -23,7 +23,7 @@ from quincunx.inference.weighted import WEIGHTED, WEIGHTS, is_weighted
 
 _MOST = 16_000  # draws that are looked at
 _EXACT_DRAWS = 4000
-_SPARSE = 5  # weighted draws are as noisy as their weights, however few are looked at
+_SPARSE = 5.0  # weighted draws are as noisy as their weights, however few are looked at
 _LEAST = 4  # draws of a chain without which nothing can be said
 
 
