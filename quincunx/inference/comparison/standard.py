@@ -134,7 +134,7 @@ class Sample:
         draws: dict[str, np.ndarray],
         density: Density | None,
         ess: float | None,
-        sparse: int | float = 1,
+        sparse: float = 1.0,
     ) -> Sample:
         """Of draws `(chain, draw, ...)`, of which one in `sparse` may be kept."""
         names, values = flatten(draws)
