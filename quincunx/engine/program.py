@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -42,6 +43,15 @@ class Plate:
     arrays: tuple[str, ...] = ()
     as_given: bool = False
     on_disk: bool = False
+
+
+_MATRICES: Mapping[str, Callable[[Any, Any], Any]] = {  # elements that are always the same
+    "CorrCholesky": lambda row, column: (row < column) | ((row == 0) & (column == 0)),
+    "CorrMatrix": operator.eq,
+    "LowerCholesky": operator.lt,
+    "SoftplusLowerCholesky": operator.lt,
+    "ScaledUnitLowerCholesky": operator.lt,
+}
 
 
 @dataclass(frozen=True)
@@ -99,6 +109,17 @@ class Site:
     def size(self) -> int:
         """Number of unconstrained coordinates."""
         return int(np.prod(self.unconstrained_shape, dtype=int))
+
+    @property
+    def constant(self) -> np.ndarray:
+        """Elements of a latent value to which the support leaves no choice, in its shape."""
+        if self.size == 0:
+            return np.ones(self.shape, bool)
+        found = np.zeros(self.shape, bool)
+        if self.support in _MATRICES:
+            rows, columns = np.indices(self.shape[-2:])
+            found[..., _MATRICES[self.support](rows, columns)] = True
+        return found
 
     def __str__(self) -> str:
         return f"site '{self.name}'" + (f" ({self.location})" if self.location else "")

@@ -28,7 +28,7 @@ from quincunx.inference.diagnostics.importance import Evidence, Importance, judg
 from quincunx.inference.diagnostics.verdict import Verdict, judge
 from quincunx.inference.distributed.network import Networked
 from quincunx.inference.method import Discretised, Kind, Method, as_key
-from quincunx.inference.output import build_tree, dataset, opened
+from quincunx.inference.output import always_constant, build_tree, dataset, opened
 from quincunx.inference.predictive import (
     check_latent_shapes,
     draws_shape,
@@ -530,9 +530,18 @@ class Fit:
         return float(sizes[at]), found.names[at]
 
     def free(self) -> np.ndarray:
-        """Which scalar parameters must vary: deterministic ones may rightly be constant."""
+        """Which scalar parameters must vary.
+
+        Deterministic ones may rightly be constant, and elements such as those above the diagonal
+        of a Cholesky factor always are.
+        """
         fixed = set(json.loads(self.tree["posterior"].attrs["deterministic"]))
-        return np.array([name.split("[")[0] not in fixed for name in self.convergence.names])
+        random = [name.split("[")[0] not in fixed for name in self.convergence.names]
+        return np.array(random, bool) & ~self._constant(self.posterior)
+
+    def _constant(self, draws: xr.Dataset) -> np.ndarray:
+        attributes = self.tree["posterior"].attrs
+        return always_constant(draws, json.loads(attributes.get("constant", "{}")))
 
     def _add(self, group: str, density: Density, values: Mapping[str, Any]) -> xr.Dataset:
         added = dataset(density, values)
@@ -559,17 +568,21 @@ class Fit:
         return table.drop(columns=[name for name in table if str(name).startswith("mcse")])
 
     def _correct(self, table: pd.DataFrame, options: Mapping[str, Any]) -> pd.DataFrame:
-        """Zero effective sample size where arviz_stats does not see that a chain is stuck."""
+        """Zero effective sample size where arviz_stats does not see that a chain is stuck.
+
+        Elements to which the support leaves no choice have none.
+        """
         names = options.get("var_names")
         chosen = self.posterior if names is None else self.posterior[list(np.atleast_1d(names))]
         found = convergence({str(name): array for name, array in chosen.items()})
         bad = found.stuck | ~found.finite
         if len(table) != len(bad):
             return table
-        table = table.copy()
+        table, constant = table.copy(), self._constant(chosen)
         for column, value in (("ess_bulk", 0), ("ess_tail", 0), ("r_hat", np.inf)):
             if column in table:
-                table[column] = np.where(bad, value, table[column])
+                right = np.where(bad, value, table[column])
+                table[column] = np.where(constant, np.nan, right)
         return table
 
 

@@ -84,8 +84,46 @@ def about(
         "outcome": outcome,
         "thinning": 1,
         "deterministic": json.dumps([site.name for site in deterministic]),
+        "constant": json.dumps(constants(density)),
         "costs": json.dumps(dict(costs)),
     }
+
+
+def constants(density: Density) -> dict[str, list[int]]:
+    """Elements of latent sites to which the supports leave no choice, such as `L[0, 0]` of LKJ's.
+
+    Returns:
+        By site, lengths of runs of elements that are free and constant in turn, free ones first.
+        They go on from the start where they end before the site does.
+    """
+    found = {}
+    for site in density.unconstrained.program.latents:
+        constant = site.constant
+        if not constant.any():
+            continue
+        while constant.ndim > 2:  # axes of batches
+            constant = constant[0]
+        flat = constant.reshape(-1)
+        ends = np.append(np.flatnonzero(np.diff(flat)) + 1, flat.size)
+        runs = np.diff(ends, prepend=0).tolist()
+        found[site.name] = [0, *runs] if flat[0] else runs
+    return found
+
+
+def always_constant(draws: xr.Dataset, told: Mapping[str, Sequence[int]]) -> np.ndarray:
+    """Which scalar parameters, in the order of `convergence`, their supports leave no choice.
+
+    Args:
+        draws: by site, `(chain, draw, ...)`.
+        told: what `constants` returned.
+    """
+    parts = [np.zeros(0, bool)]
+    for name, array in draws.items():
+        if array.dtype.kind in "biuf":
+            size = int(np.prod(array.shape[2:], dtype=int))
+            runs = told.get(str(name), [size])
+            parts.append(np.resize(np.repeat(np.arange(len(runs)) % 2 == 1, runs), size))
+    return np.concatenate(parts)
 
 
 def provenance(session: Session, costs: Mapping[str, Any]) -> dict[str, Any]:

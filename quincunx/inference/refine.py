@@ -207,7 +207,7 @@ def _rows(
     f = values.reshape(-1, count)
     number = len(f)
     plain = Moments.of(values, ess)
-    best = f.var(axis=0) * _GAIN
+    best = plain.sd**2 * _GAIN
     chosen: list[tuple[int, float]] = [(0, 0.0)] * count
     for at, columns in enumerate(candidates[1:], start=1):
         found = _validated(columns.z, f, fold)

@@ -398,3 +398,32 @@ def test_rows_beyond_the_plate_are_refused():
         density.log_likelihood(z, jnp.zeros(0, int))
     from_list = density.log_likelihood(z, [0, 3])
     np.testing.assert_allclose(from_list, density.log_likelihood(z, jnp.array([0, 3])))
+
+
+def test_elements_without_a_choice_are_known(rng):
+    """Against values at several positions."""
+    improper = dist.ImproperUniform
+    laws = {
+        "cholesky": (dist.LKJCholesky(3, 2.0), 5),
+        "correlation": (dist.LKJ(3, 2.0), 6),
+        "several": (improper(dist.constraints.lower_cholesky, (2,), (3, 3)), 12),
+        "softplus": (improper(dist.constraints.softplus_lower_cholesky, (), (3, 3)), 6),
+        "scaled": (improper(dist.constraints.scaled_unit_lower_cholesky, (), (3, 3)), 6),
+        "covariance": (dist.Wishart(4.0, jnp.eye(3)), 9),
+        "simplex": (dist.Dirichlet(jnp.ones(3)), 3),
+        "whole": (dist.Dirichlet(jnp.ones(1)), 0),
+        "one": (improper(dist.constraints.corr_cholesky, (), (1, 1)), 0),
+        "zero_sum": (dist.ZeroSumNormal(1.0, (3,)), 3),
+        "real": (dist.Normal(0.0, 1.0), 1),
+    }
+
+    def model():
+        for name, (law, _) in laws.items():
+            qx.sample(name, law)
+
+    density = qx.compile(model)
+    values = jax.jit(jax.vmap(density.constrain))(rng.normal(size=(5, density.dim)))
+    for site in density.program.latents:
+        held = np.ptp(np.asarray(values[site.name]), axis=0) < 1e-9
+        np.testing.assert_array_equal(site.constant, held, err_msg=site.name)
+        assert np.sum(~site.constant) == laws[site.name][1]

@@ -679,7 +679,7 @@ def test_slow_chains_are_not_taken_for_wrong_ones(autoregressive):
 @pytest.mark.parametrize(("error", "word"), [(0.1, "agrees"), (0.2, "cannot tell")])
 def test_few_effective_draws_cannot_tell(autoregressive, error, word):
     """Half a posterior sd must be beyond some three standard errors."""
-    moments = Moments(np.zeros(1), np.ones(1), np.full(1, error), np.full(1, 0.01))
+    moments = Moments.trusted(np.zeros(1), np.ones(1), 5000)._replace(mean_error=np.full(1, error))
     agreed = agreement(["m"], moments, moments._replace(mean_error=np.zeros(1)), np.zeros(1, bool))
     standard = Standard("trusted answers", means={"m": 0.0}, sds={"m": 1.0})
     fit = autoregressive(1)
@@ -689,6 +689,44 @@ def test_few_effective_draws_cannot_tell(autoregressive, error, word):
         assert (
             "the mean of 'm' could be off by 0.64 posterior sds and it would not show" in reasons[0]
         )
+
+
+@pytest.mark.parametrize(("freedom", "word"), [(50.0, "agrees"), (4.0, "cannot tell")])
+def test_few_degrees_of_freedom_cannot_tell(autoregressive, freedom, word):
+    one = np.ones(1)
+    moments = Moments.trusted(0 * one, one, 1000)._replace(freedom=freedom * one)
+    agreed = agreement(["m"], moments._replace(mean_error=0.1 * one), moments, one < 0)
+    standard = Standard("trusted answers", means={"m": 0.0}, sds={"m": 1.0})
+    found, _ = decide(autoregressive(1), standard, Measures({}, agreed, None, None, False), 4)
+    assert found == word
+
+
+def test_sds_of_heavy_tails_are_not_judged_by_trusted_ones():
+    """Their errors would mean nothing; those of means stay."""
+    rng = np.random.default_rng(5)
+    values = np.stack([rng.normal(size=(4, 500)), rng.standard_t(2.2, size=(4, 500))], axis=-1)
+    sample = Sample(["light", "heavy"], values, None, None, np.zeros(0, int))
+    zero, one = dict.fromkeys(sample.names, 0.0), dict.fromkeys(sample.names, 1.0)
+    found = against(sample, Standard("trusted answers", means=zero, sds=one, size=1e4))
+    assert found is not None
+    assert np.isnan(found.table["log_sd_z"]).tolist() == [False, True]
+    assert np.isfinite(found.table["mean_z"]).all()
+    assert found.log_sd_p > 0.01
+    assert found.worst("log_sd")[1] == "light"
+    assert not found.table["ranks"].any()
+
+
+def test_shifts_of_normal_scores_are_told_as_such(autoregressive):
+    one = np.ones(1)
+    moments = Moments.trusted(0 * one, one, 5000)
+    agreed = agreement(["m"], moments._replace(mean=one, sd=2 * one), moments, one > 0)
+    standard = Standard("other", means={"m": 0.0}, sds={"m": 1.0})
+    found, reasons = decide(autoregressive(1), standard, Measures({}, agreed, None, None, False), 4)
+    assert found == "differs"
+    assert reasons[0].startswith("The mean of the normal scores of 'm' is off by +1 (+")
+    assert reasons[1].startswith("The log sd of the normal scores of 'm' is off by +0.69 (")
+    assert "posterior sds" not in "".join(reasons)
+    assert "m (normal scores)" in page._errors(agreed.table)
 
 
 def test_runs_that_ended_in_their_warm_up_have_no_figures(autoregressive, tmp_path):
@@ -717,8 +755,7 @@ def test_runs_that_ended_in_their_warm_up_have_no_figures(autoregressive, tmp_pa
 )
 def test_the_level_is_of_all_tests_together(autoregressive, p_value, tests, word):
     """Four tests at 1 % together: one of them rejects below a quarter of that."""
-    zero, error = np.zeros(1), np.full(1, 0.01)
-    moments = Moments(zero, zero + 1, error, error)
+    moments = Moments.trusted(np.zeros(1), np.ones(1), 10_000)
     agreed = agreement(["m"], moments, moments, np.zeros(1, bool))
     moved = TransportTest(1.0, 0.5, 0.9, p_value, 400)
     fit = autoregressive(1)

@@ -13,7 +13,7 @@ from quincunx.inference.diagnostics.agreement import (
     normal_scores,
 )
 from quincunx.inference.diagnostics.discrepancy import Whitening, stein_kernel, stein_test
-from quincunx.inference.diagnostics.independence import BLOCK, slowest, thinned
+from quincunx.inference.diagnostics.independence import BLOCK, shortened, slowest, thinned
 from quincunx.inference.diagnostics.transport import (
     directions,
     sliced_wasserstein,
@@ -22,6 +22,8 @@ from quincunx.inference.diagnostics.transport import (
 )
 
 LEVEL = 0.01
+LEVELS = np.array([0.05, 0.01, 0.0025])
+_TOGETHER = 100
 
 
 def chains(rng, rho, number, length, dim):
@@ -141,6 +143,72 @@ def test_a_slow_chain_is_not_taken_for_another_law():
     assert (rejected <= 2).all(), rejected
 
 
+def rejections(rho, ess, dim, repetitions):
+    """How often right chains of few effective draws are rejected, at three levels."""
+    rng = np.random.default_rng([int(100 * rho), ess, dim])
+    length = round(ess * (1 + rho) / (1 - rho) / 4)
+    names, none = [str(index) for index in range(dim)], np.zeros(dim, bool)
+    found = []
+    for count in np.diff([*range(0, repetitions, _TOGETHER), repetitions]) * dim:
+        slow = Moments.of(chains(rng, rho, 4, length, count))
+        exact = Moments.of(rng.normal(size=(1, 4000, count)), 4000.0)
+        for first in range(0, count, dim):
+            own, other = (Moments(*(x[first : first + dim] for x in m)) for m in (slow, exact))
+            compared = agreement(names, own, other, none)
+            found.append((compared.mean_p, compared.log_sd_p))
+    return np.sum(np.array(found)[..., None] <= LEVELS, axis=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dim", [3, 10])
+@pytest.mark.parametrize(
+    ("rho", "ess"),
+    [
+        *zip([0.9] * 5, [5, 10, 20, 30, 100], strict=True),
+        (0.5, 10),
+        (0.5, 30),
+        (0.97, 5),
+        (0.97, 20),
+    ],
+)
+def test_null_bands_hold_their_level_for_few_effective_draws(rho, dim, ess):
+    repetitions = 1000
+    rejected = rejections(rho, ess, dim, repetitions)
+    assert (rejected <= stats.binom.isf(1e-3, repetitions, LEVELS)).all(), rejected
+
+
+@pytest.mark.parametrize("ess", [10, 30])
+def test_a_chain_of_few_effective_draws_is_not_accused(ess):
+    rejected = rejections(0.9, ess, 3, 400)
+    assert (rejected <= stats.binom.isf(1e-3, 400, LEVELS)).all(), rejected
+
+
+def test_many_short_chains_have_the_error_that_is_between_them():
+    """Chains of eight draws say nothing of their autocorrelation."""
+    rng = np.random.default_rng(3)
+    found = Moments.of(chains(rng, 0.9, 100, 8, 500))
+    assert np.mean(found.mean**2 / found.mean_error**2) == pytest.approx(1.0, abs=0.25)
+    assert (found.freedom == 50).all()
+    assert (Moments.of(rng.normal(size=(3, 8, 2))).freedom == 2).all()
+
+
+@pytest.mark.parametrize("ess", [None, 60.0])
+@pytest.mark.parametrize("values", [0.1, np.float32(0.1), 1e9 / 3])
+def test_a_constant_has_no_error(rng, values, ess):
+    """Sums of 0.1 are rounded; so is what is computed of the draws and always the same."""
+    held = np.full((4, 33, 1), values, float)
+    nearly = held.copy()
+    nearly[1, 2] = np.nextafter(values, np.inf)
+    for draws in (held, nearly):
+        found = Moments.of(draws, ess)
+        assert found.mean.item() == values
+        assert found.sd == found.mean_error == found.log_sd_error == 0
+    both = agreement(["c"], Moments.of(held, ess), Moments.of(held[:, :20], ess), np.zeros(1, bool))
+    assert both.table.empty
+    moving = Moments.of(0.1 + rng.normal(size=(4, 100, 1)), ess)
+    assert agreement(["c"], Moments.of(held, ess), moving, np.zeros(1, bool)).log_sd_p == 0
+
+
 def test_without_thinning_it_would_be():
     """The same chains, all draws taken as independent."""
     rejected = 0
@@ -237,17 +305,45 @@ def test_errors_are_in_combined_standard_errors(rng):
     assert found.log_sd_p < 1e-4
 
 
+def by_hand(*parts):
+    return Moments(*(np.array(part) for part in parts))
+
+
 def test_errors_are_combined_by_their_squares():
-    """By hand: two parameters, errors of both sides."""
-    found = Moments(*(np.array(part) for part in ([1.0, 0.0], [2.0, 1.0], [0.3, 0.1], [0.03, 0.1])))
-    right = Moments(*(np.array(part) for part in ([0.0, 0.0], [1.0, 1.0], [0.4, 0.1], [0.04, 0.1])))
+    """By hand: two parameters, errors of both sides; the wider law has the errors of both."""
+    rough = [1.4, 1.4]
+    found = by_hand([1.0, 0.0], [2.0, 1.0], [0.3, 0.1], [0.03, 0.1], rough, [20.0, 50.0])
+    right = by_hand([0.0, 0.0], [1.0, 1.0], [0.2, 0.1], [0.04, 0.1], rough, [50.0, 50.0])
     compared = agreement(["x", "y"], found, right, np.zeros(2, bool))
     row = compared.table.loc["x"]
     assert row["mean_z"] == pytest.approx(1.0 / 0.5)
     assert row["mean_error"] == pytest.approx(0.5)
     assert row["log_sd_z"] == pytest.approx(np.log(2) / 0.05)
-    assert compared.mean_p == pytest.approx(min(1.0, 4 * stats.t.sf(2.0, 50)))
-    assert compared.log_sd_p == pytest.approx(4 * stats.t.sf(np.log(2) / 0.05, 50))
+    assert compared.mean_p == pytest.approx(min(1.0, 4 * stats.t.sf(2.0, 20)))
+    assert compared.log_sd_p == pytest.approx(4 * stats.t.sf(np.log(2) / 0.05, 20))
+
+
+def test_a_small_sd_of_few_draws_is_judged_by_variances():
+    """By hand: three quarters of the variance are missing; the rougher law has the errors."""
+    few = by_hand([0.0], [1.0], [0.1], [0.1], [0.7], [10.0])
+    many = by_hand([0.0], [2.0], [0.1], [0.0], [1.4], [50.0])
+    none = np.zeros(1, bool)
+    for first, second, sign in ((few, many, -1), (many, few, 1)):
+        row = agreement(["x"], first, second, none).table.loc["x"]
+        assert row["log_sd_error"] == pytest.approx(0.2)
+        assert row["log_sd_z"] == pytest.approx(sign * 0.75 / 2 / 0.2)
+        assert row["freedom"] == 10
+    wide = few._replace(sd=np.array([4.0]), roughness=many.roughness)
+    row = agreement(["x"], wide, many, none).table.loc["x"]
+    assert row["log_sd_z"] == pytest.approx(np.log(2) / 0.1)
+
+
+def test_the_worst_error_is_the_one_least_by_chance():
+    found = by_hand([3.0, 2.8], [1.0, 1.0], [1.0, 1.0], [1.0, 1.0], [1.4, 1.4], [2.0, 50.0])
+    right = by_hand([0.0, 0.0], [1.0, 1.0], [0.0, 0.0], [0.0, 0.0], [1.4, 1.4], [50.0, 50.0])
+    compared = agreement(["few", "many"], found, right, np.zeros(2, bool))
+    assert compared.worst("mean") == (pytest.approx(2.8), "many")
+    assert compared.mean_p == pytest.approx(4 * stats.t.sf(2.8, 50))
 
 
 def test_the_error_of_an_sd_is_by_how_slow_the_squares_are(rng):
@@ -266,7 +362,7 @@ def test_chains_about_different_means_have_their_distance_in_the_error(rng):
 
 def test_the_worst_error_keeps_its_sign():
     zero, one = np.zeros(2), np.ones(2)
-    right = Moments(zero, one, 0.1 * one, 0.1 * one)
+    right = Moments(zero, one, 0.1 * one, 0.1 * one, 1.4 * one, 50 * one)
     found = right._replace(mean=np.array([0.2, -0.5]), sd=np.array([0.0, 1.0]))
     found = found._replace(log_sd_error=np.array([np.nan, 0.1]))
     compared = agreement(["x", "y"], found, right, np.zeros(2, bool))
@@ -336,6 +432,37 @@ def test_thinning_keeps_whole_blocks_of_one_chain():
     assert np.diff(kept.reshape(4, -1), axis=1).min() >= 8
     assert len(thinned(1000, 4, 0.0)) == 0
     assert len(thinned(1000, 4, 4000.0, most=200)) <= 200
+
+
+@pytest.mark.parametrize("chains", [250, 256, 1000, 8192])
+def test_many_chains_are_thinned_to_fewer_whole_ones(chains):
+    kept = thinned(1000, chains, 1000.0 * chains)
+    assert len(kept) == 1000
+    members = kept.reshape(-1, BLOCK) // 1000
+    assert (np.ptp(members, axis=1) == 0).all()
+    assert members.min() == 0
+    assert members.max() == chains - 1
+    assert np.ptp(np.diff(np.unique(members))) <= 1
+    assert len(thinned(5, chains, 5.0 * chains)) == 0  # too short for a block
+
+
+@pytest.mark.parametrize(
+    ("shape", "left"),
+    [
+        ((8192, 100), (160, 100)),
+        ((4, 40_000), (4, 4000)),
+        ((250, 1000), (160, 100)),
+        ((20_000, 5), (3200, 5)),
+        ((4, 1000), (4, 1000)),
+        ((4, 0), (4, 0)),
+    ],
+)
+def test_many_short_chains_are_left_out_and_not_shortened(shape, left):
+    values = np.broadcast_to(np.arange(shape[0])[:, None, None], (*shape, 2))
+    kept = shortened(values, 16_000)
+    assert kept.shape == (*left, 2)
+    if kept.size:
+        assert np.ptp(kept[:, 0, 0]) == shape[0] - 1
 
 
 def test_few_draws_are_whitened_by_their_scales(rng):

@@ -190,3 +190,15 @@ def test_standard_errors_cover(repeated):
     print(f"coverage of nominal 95 %: {covered:.3f}; errors over those told: {size:.3f}")
     assert 0.925 < covered < 0.985
     assert 0.85 < size < 1.08
+
+
+def test_constants_are_left_as_they_are(rng):
+    """Rounding of their sums is nothing that a control variate could explain."""
+    values = np.stack([np.full((4, 200), 0.1), rng.normal(size=(4, 200))], axis=-1)
+    z = values[..., 1].reshape(-1, 1)
+    candidates = [_Columns("0", np.zeros((800, 0))), _Columns("1", z - z.mean())]
+    held, moving = _rows(values, candidates, None, 800.0)
+    assert (held["mean"], held["refined"]) == (0.1, 0.1)
+    assert held["mean_error"] == held["refined_error"] == 0
+    assert (held["order"], held["note"]) == ("0", "")
+    assert moving["order"] == "1"

@@ -228,3 +228,33 @@ def test_a_constant_deterministic_is_no_fault():
 
     fit = qx.infer(model, num_warmup=300, num_samples=1000, progress=False)
     assert fit.verdict.status == "ok", fit.verdict
+
+
+def stopped(fit):
+    """The fit with chains that never move, each where the first one began."""
+    tree = fit.tree.copy(deep=True)
+    for values in tree["posterior"].data_vars.values():
+        values.values[:] = values.values[:1, :1]
+    return qx.Fit(tree, method=fit.method, costs=fit.costs, density=fit.density)
+
+
+def test_elements_that_the_support_holds_are_no_fault(tmp_path):
+    def model():
+        factor = qx.sample("L", dist.LKJCholesky(2, 2.0))
+        qx.sample("whole", dist.Dirichlet(jnp.ones(1)))
+        qx.deterministic("R", factor @ factor.T)
+
+    store = tmp_path / "draws.zarr"
+    fit = qx.infer(model, num_warmup=300, num_samples=500, store=store, progress=False)
+    assert fit.verdict.status == "ok", fit.verdict
+    moving = [name for name, free in zip(fit.convergence.names, fit.free(), strict=True) if free]
+    assert moving == ["L[1, 0]", "L[1, 1]"]
+    table = qx.compare({"one": fit}).table
+    assert table.loc["one", "result"] == "reference"
+    assert table.loc["one", "ess_bulk"] > 400
+    assert np.isnan(fit.summary(round_to="none").loc["L[0, 0]", "ess_bulk"])
+    fit.save(tmp_path / "fit.nc")
+    for loaded in (qx.load(tmp_path / "fit.nc"), qx.load(store)):
+        assert loaded.verdict.status == "ok"
+        np.testing.assert_array_equal(loaded.free(), fit.free())
+    assert "'L[1, 0]' is constant" in stopped(fit).verdict.reasons[0]

@@ -352,3 +352,10 @@ def test_one_function_makes_the_fit_of_any_weighted_draws():
     fit = qx.Fit.weighted(density, z, np.zeros(50), method=Fitted(), costs={"gradients": 0})
     assert fit.posterior["mu"].shape == (1, 50)
     assert fit.importance.ess == pytest.approx(50)
+
+
+def test_elements_that_the_support_holds_are_not_free(rng):
+    density = qx.compile(lambda: qx.sample("L", qx.distributions.LKJCholesky(2, 2.0)))
+    z = rng.normal(size=(20, density.dim))
+    fit = qx.Fit.weighted(density, z, np.zeros(20), method=Fitted(), costs={})
+    assert fit.free().tolist() == [False, False, True, True]

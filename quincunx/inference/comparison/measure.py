@@ -23,11 +23,12 @@ from quincunx.inference.diagnostics.agreement import (
     Agreement,
     Moments,
     agreement,
+    critical,
     heavy_tailed,
     normal_scores,
 )
 from quincunx.inference.diagnostics.discrepancy import SteinTest, Whitening, stein_test
-from quincunx.inference.diagnostics.independence import BLOCK
+from quincunx.inference.diagnostics.independence import BLOCK, shortened
 from quincunx.inference.diagnostics.scores import log_density_and_scores
 from quincunx.inference.diagnostics.transport import TransportTest, transport_test
 from quincunx.inference.fit import Fit
@@ -90,7 +91,10 @@ class Measures(NamedTuple):
 
 
 def against(sample: Sample, standard: Standard) -> Agreement | None:
-    """Errors of the parameters that both have; `None` where there is none."""
+    """Errors of the parameters that both have; `None` where there is none.
+
+    Where only trusted moments are known, sds of parameters with heavy tails are not compared.
+    """
     known = set(standard.names)
     names = [name for name in sample.names if name in known]
     if not names or sample.values is None:
@@ -99,8 +103,9 @@ def against(sample: Sample, standard: Standard) -> Agreement | None:
     if not np.isfinite(mine).all():
         return None
     if standard.sample is None:
-        found, heavy = Moments.of(mine, sample.ess), np.zeros(len(names), bool)
-        return agreement(names, found, standard.moments(names), heavy)
+        found, heavy = Moments.of(mine, sample.ess), heavy_tailed(mine.reshape(-1, len(names)))
+        found = found._replace(log_sd_error=np.where(heavy, np.nan, found.log_sd_error))
+        return agreement(names, found, standard.moments(names), np.zeros(len(names), bool))
     if standard.sample.values is None:
         return None
     theirs = standard.sample.values[..., [standard.sample.names.index(name) for name in names]]
@@ -204,9 +209,9 @@ def predictive(fit: Fit, density: Density | None) -> Predictive | None:
         return None
     if any(site.name not in posterior for site in density.program.latents):
         return None
-    stride = -(-posterior.sizes["chain"] * posterior.sizes["draw"] // _MOST_DRAWS)
     draws = {
-        site.name: posterior[site.name].values[:, ::stride] for site in density.program.latents
+        site.name: shortened(posterior[site.name].values, _MOST_DRAWS)
+        for site in density.program.latents
     }
     shape = next(iter(draws.values())).shape[:2]
     flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in draws.items()}
@@ -337,6 +342,8 @@ def decide(
             index = list(agreed.table.index).index(name)
             size = agreed.table[f"{what}_difference"].to_numpy()[index]
             unit = " posterior sds" if what == "mean" else ""
+            if agreed.table["ranks"].to_numpy()[index]:
+                label, unit = f"{label} of the normal scores", ""
             reasons.append(
                 f"The {label} of '{name}' is off by {size:+.2g}{unit} ({z:+.1f} standard errors)."
             )
@@ -377,12 +384,11 @@ def _advice(others: tuple[str, ...]) -> str:
 
 def _resolved(agreed: Agreement, tests: int) -> tuple[str, tuple[str, ...]]:
     """Whether a difference that matters would have been seen."""
-    from scipy import stats
-
     names = list(agreed.table.index)
-    critical = float(stats.t.isf(LEVEL / tests / 2 / len(names), 50))
+    least = critical(agreed.table["freedom"].to_numpy(), LEVEL / tests)
     for what, label in (("mean", "mean"), ("log_sd", "log sd")):
-        visible = critical * np.nan_to_num(agreed.table[f"{what}_error"].to_numpy(), nan=np.inf)
+        error, z = (agreed.table[f"{what}_{part}"].to_numpy() for part in ("error", "z"))
+        visible = np.where(np.isnan(z), 0.0, least * np.nan_to_num(error, nan=np.inf))
         at = int(np.argmax(visible))
         if visible[at] > _RESOLVED:
             unit = " posterior sds" if what == "mean" else ""

@@ -15,7 +15,7 @@ from quincunx.engine.density import Density
 from quincunx.inference.diagnostics.agreement import Moments
 from quincunx.inference.diagnostics.convergence import flatten
 from quincunx.inference.diagnostics.discrepancy import Whitening
-from quincunx.inference.diagnostics.independence import BLOCK, slowest, thinned
+from quincunx.inference.diagnostics.independence import BLOCK, shortened, slowest, thinned
 from quincunx.inference.diagnostics.lineages import descents
 from quincunx.inference.diagnostics.scores import positions
 from quincunx.inference.fit import Fit
@@ -112,7 +112,7 @@ class Sample:
             density: the model; without it positions are the draws themselves.
         """
         draws = {str(name): array.values for name, array in fit.posterior.items()}
-        fewer = {name: _thin(array) for name, array in draws.items()}
+        fewer = {name: shortened(array, _MOST) for name, array in draws.items()}
         if not is_weighted(fit.tree):
             return cls._of(fewer, density, None)
         count, kept = (np.prod(next(iter(d.values())).shape[:2]) for d in (draws, fewer))
@@ -162,11 +162,6 @@ class Sample:
     def blocks(self) -> np.ndarray:
         """The block of each thinned position."""
         return np.arange(len(self.kept)) // BLOCK
-
-
-def _thin(values: np.ndarray) -> np.ndarray:
-    """Draws of a site, fewer where they are very many."""
-    return values[:, :: max(1, math.ceil(values.shape[0] * values.shape[1] / _MOST))]
 
 
 def _flat(draws: Mapping[str, np.ndarray], density: Density) -> np.ndarray | None:
@@ -249,5 +244,4 @@ class Standard:
         assert self.sds is not None
         mean = np.array([self.means[name] for name in names])
         sd = np.array([self.sds[name] for name in names])
-        half = np.full(len(names), 1 / math.sqrt(2 * self.size))
-        return Moments(mean, sd, sd / math.sqrt(self.size), half)
+        return Moments.trusted(mean, sd, self.size)

@@ -2,15 +2,34 @@
 
 Chains are thinned to one draw in two effective ones: a chain with autocorrelation rho^t is left
 with about rho^(2 (1 + rho) / (1 - rho)), below 0.02. What is left of dependence is within blocks of
-successive draws, which the tests keep together.
+successive draws, which the tests keep together. Where there are more chains than blocks can be
+kept, some whole chains are left out.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
 BLOCK = 4  # thinned draws
 _MOST = 1000
+_SHORT = 100  # draws below which a chain is not shortened
+
+
+def shortened(values: np.ndarray, most: int) -> np.ndarray:
+    """At most that many draws `(chain, draw, ...)`, of chains that are not made too short.
+
+    Chains are thinned where few of them are long, and left out, evenly, where many are short.
+    """
+    chains, number = values.shape[:2]
+    kept = spread(chains, max(1, most // max(1, min(number, _SHORT))))
+    return values[kept, :: max(1, math.ceil(len(kept) * number / most))]
+
+
+def spread(number: int, most: int) -> np.ndarray:
+    """At most `most` of `number` indices, evenly spread."""
+    return np.linspace(0, number - 1, min(number, most)).astype(int)
 
 
 def slowest(values: np.ndarray) -> float:
@@ -44,7 +63,8 @@ def thinned(number: int, chains: int, ess: float, most: int = _MOST) -> np.ndarr
     """
     if ess <= 0:
         return np.zeros(0, int)
-    stride = max(2 * number * chains / ess, number * chains / most, 1.0)
+    members = spread(chains, most // BLOCK)
+    stride = max(2 * number * chains / ess, number * len(members) / most, 1.0)
     kept = np.floor(np.arange(int(number / stride)) * stride).astype(int)
     kept = kept[: len(kept) // BLOCK * BLOCK]
-    return (np.arange(chains)[:, None] * number + kept).reshape(-1)
+    return (members[:, None] * number + kept).reshape(-1)

@@ -173,7 +173,8 @@ def _costs(costs: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _settings(fit: Fit) -> list[tuple[str, str]]:
     told = dict(fit.tree["posterior"].attrs)
-    for skipped in ("explanation", "costs", "kind", "inference_library", "deterministic"):
+    skip = ("explanation", "costs", "kind", "inference_library", "deterministic", "constant")
+    for skipped in skip:
         told.pop(skipped, None)
     rows = []
     for key, value in told.items():
@@ -258,7 +259,8 @@ def _errors(errors: pd.DataFrame) -> str:
     rows = []
     for index in order:
         cells = [html.number(float(errors[column].to_numpy()[index])) for column in headings]
-        rows.append([html.Cell(str(errors.index[index])), *cells])
+        scores = " (normal scores)" if errors["ranks"].to_numpy()[index] else ""
+        rows.append([html.Cell(f"{errors.index[index]}{scores}"), *cells])
     return html.table(["parameter", *headings.values()], rows)
 
 
