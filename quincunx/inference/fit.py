@@ -40,6 +40,7 @@ from quincunx.inference.predictive import (
 from quincunx.inference.session import AGENT, Progress, Session
 from quincunx.inference.stopping import INTERRUPTED, interruptible
 from quincunx.inference.store import plain_strings
+from quincunx.inference.summary import summary_of
 from quincunx.inference.weighted import (
     Draws,
     is_weighted,
@@ -341,20 +342,9 @@ class Fit:
         Raises:
             QuincunxError: there are no draws.
         """
-        from arviz_stats import summary  # slow to import
-
         if not self.posterior.sizes["draw"]:
             raise QuincunxError("There are no draws to summarise: let the run go on for longer.")
-        if self._is_weighted:
-            return self._weighted_summary(summary, options)
-        stuck = self.convergence.stuck | ~self.convergence.finite
-        with warnings.catch_warnings():
-            if stuck.any():
-                warnings.simplefilter("ignore", RuntimeWarning)  # 0/0 where nothing moves
-            table: Any = summary(self.tree, **options)
-        if stuck.any() and isinstance(table, pd.DataFrame):
-            table = self._correct(table, options)
-        return table
+        return summary_of(self, options)
 
     def log_likelihood(self) -> xr.Dataset:
         """Log likelihood of each observation at each draw, unscaled, as group `log_likelihood`.
@@ -537,53 +527,17 @@ class Fit:
         """
         fixed = set(json.loads(self.tree["posterior"].attrs["deterministic"]))
         random = [name.split("[")[0] not in fixed for name in self.convergence.names]
-        return np.array(random, bool) & ~self._constant(self.posterior)
+        return np.array(random, bool) & ~self.constant()
 
-    def _constant(self, draws: xr.Dataset) -> np.ndarray:
-        attributes = self.tree["posterior"].attrs
-        return always_constant(draws, json.loads(attributes.get("constant", "{}")))
+    def constant(self) -> np.ndarray:
+        """Which scalar parameters are elements to which the support leaves no choice."""
+        told = json.loads(self.tree["posterior"].attrs.get("constant", "{}"))
+        return always_constant(self.posterior, told)
 
     def _add(self, group: str, density: Density, values: Mapping[str, Any]) -> xr.Dataset:
         added = dataset(density, values)
         self.tree[group] = xr.DataTree(added)
         return added
-
-    def _weighted_summary(self, summary: Any, options: Mapping[str, Any]) -> pd.DataFrame:
-        """The summary of equal-weight draws, with the effective size that the weights leave."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # 0/0 where all draws are the same
-            table: Any = summary(self.tree, **options)
-        if not isinstance(table, pd.DataFrame):
-            return table
-        table = table.copy()
-        names = options.get("var_names")
-        chosen = self.posterior if names is None else self.posterior[list(np.atleast_1d(names))]
-        rows = flatten({str(name): array.values[:1, :1] for name, array in chosen.items()})[0]
-        sizes = self.convergence.table().loc[rows]
-        for column in ("ess_bulk", "ess_tail"):
-            if column in table and len(table) == len(sizes):
-                table[column] = sizes[column].to_numpy()
-        if "r_hat" in table:
-            table["r_hat"] = np.nan
-        return table.drop(columns=[name for name in table if str(name).startswith("mcse")])
-
-    def _correct(self, table: pd.DataFrame, options: Mapping[str, Any]) -> pd.DataFrame:
-        """Zero effective sample size where arviz_stats does not see that a chain is stuck.
-
-        Elements to which the support leaves no choice have none.
-        """
-        names = options.get("var_names")
-        chosen = self.posterior if names is None else self.posterior[list(np.atleast_1d(names))]
-        found = convergence({str(name): array for name, array in chosen.items()})
-        bad = found.stuck | ~found.finite
-        if len(table) != len(bad):
-            return table
-        table, constant = table.copy(), self._constant(chosen)
-        for column, value in (("ess_bulk", 0), ("ess_tail", 0), ("r_hat", np.inf)):
-            if column in table:
-                right = np.where(bad, value, table[column])
-                table[column] = np.where(constant, np.nan, right)
-        return table
 
 
 def load(
