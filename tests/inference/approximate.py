@@ -58,3 +58,38 @@ class Gaussian(qx.Kernel):
 
     def position(self, state):
         return state[0]
+
+
+class Particles(qx.Sampler):
+    """Standard normal draws, which are those of the prior where it is standard normal."""
+
+    dropped: bool
+    copies: int
+
+    def draw(self, density, key, n):
+        z = jnp.repeat(jax.random.normal(key, (-(-n // self.copies), density.dim)), self.copies, 0)
+        log_weight = jax.vmap(density.log_likelihood)(z[:n])
+        return qx.Weighted(z[:n], jnp.zeros(n) if self.dropped else log_weight)
+
+
+class Weigher(qx.Approximation):
+    """The prior's draws, weighted by the likelihood.
+
+    With `dropped` all weigh the same, so that it returns the prior. Each draw is made so many times
+    as `copies` says.
+    """
+
+    name: ClassVar[str] = "test_weigher"
+    summary: ClassVar[str] = "Weighted draws of the prior."
+    citation: ClassVar[str] = "none"
+
+    dropped: bool = False
+    copies: int = 1
+
+    def fit(self, density, key, budget):
+        del key
+        budget.note(1, 1)
+        return self.skeleton(density)
+
+    def skeleton(self, density):
+        return Particles(self.dropped, self.copies)
