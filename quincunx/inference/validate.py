@@ -227,8 +227,8 @@ def _together(
     for start in range(0, count, size):
         report(_done(start, count))
         rows = np.minimum(np.arange(start, start + size), count - 1)
-        own = jax.tree.map(operator.itemgetter(rows), (leaves, keys))
-        draws, started = _compiled(method, target, *own, schedule, limits, num_draws)
+        data, own = jax.tree.map(operator.itemgetter(rows), (leaves, keys))
+        draws, started = _compiled(method, target, data, own, schedule, limits, num_draws)
         left = min(size, count - start)
         found.append({name: np.asarray(value)[:left, 0] for name, value in draws.items()})
         lost += int(np.sum(~np.asarray(started)[:left]))
@@ -310,10 +310,9 @@ def _done(done: int, total: int) -> Progress:
 
 def _effective(fit: Fit, density: Density) -> float:
     """Effective draws of a weighted fit, copies counted once."""
-    values = density.latent(fit.tree[WEIGHTED].to_dataset())
-    flat = [_flat(value.values[0]) for value in values.values()]
-    log_weight = fit.tree[WEIGHTS]["log_weight_smoothed"].values[0]
-    return distinct_size(np.concatenate(flat, axis=1), log_weight)
+    values, stats = fit.tree[WEIGHTED].to_dataset(), fit.tree[WEIGHTS].to_dataset()
+    flat = [_flat(values[site.name].values[0]) for site in density.program.latents]
+    return distinct_size(np.concatenate(flat, axis=1), stats["log_weight_smoothed"].values[0])
 
 
 @eqx.filter_jit
