@@ -12,7 +12,7 @@ class Gaussian(qx.Kernel):
     """Independent draws from the Gaussian at the mode, its sds times a factor.
 
     On a Gaussian posterior it is exact with factor one. With `rows` it uses so many of the rows,
-    so that it returns the prior with none.
+    so that it returns the prior with none; with `site` the observations of that site alone.
     """
 
     name: ClassVar[str] = "test_gaussian"
@@ -22,10 +22,14 @@ class Gaussian(qx.Kernel):
 
     factor: float = 1.0
     rows: int | None = None
+    site: str | None = None
     newton: int = 1
 
     def init(self, density, position, key):
         def target(z):
+            if self.site is not None:
+                own = density.pointwise_log_likelihood(z)[self.site]
+                return density.log_prior(z) + jnp.sum(own)
             if self.rows is None:
                 return density.log_density(z)
             if not self.rows:

@@ -48,7 +48,7 @@ def two(a=None, b=None):
     with qx.plate("first", a) as t:
         qx.sample("a", dist.Normal(mean, 1), obs=t)
     with qx.plate("second", b) as t:
-        qx.sample("b", dist.Normal(2 * mean, 3), obs=t)
+        qx.sample("b", dist.Normal(mean, 2), obs=t)
     qx.deterministic("residual", a - mean)
 
 
@@ -101,11 +101,15 @@ def test_data_keep_their_type_where_it_holds_them(model, example, kind):
     assert density.leaves[0].dtype.kind == kind
 
 
-def test_observations_in_several_plates_are_ranked_by_plate():
-    found = qx.validate(two, Gaussian(), {"a": np.zeros(5), "b": np.zeros(4)}, **FAST)
+def test_a_plate_that_is_left_out_shows_in_its_own_ranks():
+    found = qx.validate(two, Gaussian(site="a"), {"a": np.zeros(10), "b": np.zeros(12)}, **FAST)
     own = [f"{LIKELIHOOD} of 'a'", f"{LIKELIHOOD} of 'b'"]
     assert list(found.table.index) == ["mean", LIKELIHOOD, JOINT, *own, COVERAGE]
-    assert found.verdict.status == "ok", found
+    assert found.verdict.status == "failed", found
+    p_values = found.table["p_value"]
+    assert p_values[own[1]] < 1e-6
+    assert p_values[own[1]] < 0.01 * p_values[LIKELIHOOD]
+    assert p_values[own[0]] > 1e-3
 
 
 def test_the_prior_passes_marginal_ranks_alone():
