@@ -86,8 +86,7 @@ class Trained:
         Args:
             n: draws of each batch.
             key: an integer seed or a JAX key.
-            batches: independent batches; methods that resample need several for the error of the
-                evidence.
+            batches: independent batches.
         """
         with compiling() as compilation:
             return self._fit(as_key(key), (batches, n), Budget(compilation=compilation))
@@ -205,7 +204,7 @@ class Trained:
             costs=costs,
             key=key,
             tempered=found.tempered,
-            independent=self.sampler.independent,
+            origin=found.origin,
             sampler=self,
             outcome=budget.outcome or "",
             skipped=budget.skipped,

@@ -40,7 +40,13 @@ from quincunx.inference.predictive import (
 from quincunx.inference.session import AGENT, Progress, Session
 from quincunx.inference.stopping import INTERRUPTED, interruptible
 from quincunx.inference.store import plain_strings
-from quincunx.inference.weighted import Draws, is_weighted, stored_draws, weighted_tree
+from quincunx.inference.weighted import (
+    Draws,
+    is_weighted,
+    stored_draws,
+    weighted_sizes,
+    weighted_tree,
+)
 
 _MOMENTS, _BIAS = "posterior_moments", "bias"
 _LEAST = 4  # draws without which nothing can be said
@@ -98,7 +104,7 @@ class Fit:
         costs: Mapping[str, int | float],
         key: int | jax.Array = 0,
         tempered: Any = None,
-        independent: bool = True,
+        origin: Any = None,
         sampler: Any = None,
         outcome: str = "",
         skipped: int = 0,
@@ -117,7 +123,8 @@ class Fit:
             key: for resampling to equal weights.
             tempered: log weights before each resampling, with an axis over stages before the
                 last, NaN where there was none.
-            independent: whether draws of a batch are independent of each other.
+            origin: of draws that were resampled, the particle of the start of its batch that each
+                one descends from, of the shape of `log_weight`.
             sampler: what was learned, for further draws.
             outcome: why the work ended before its plan, empty where it did not.
             skipped: paths that were left out of training because they were not finite.
@@ -129,10 +136,12 @@ class Fit:
         if log_weight.ndim == 1:
             z, log_weight = z[None], log_weight[None]
             tempered = None if tempered is None else np.asarray(tempered)[None]
+            origin = None if origin is None else np.asarray(origin)[None]
         if tempered is not None:
             tempered = np.asarray(tempered, float)
             tempered = tempered[:, ~np.isnan(tempered).all(axis=(0, 2))]
-        draws = Draws(z, log_weight, tempered, independent)
+        origin = None if origin is None else np.asarray(origin)
+        draws = Draws(z, log_weight, tempered, origin)
         settings = (density, draws, method, as_key(key), costs, outcome, skipped, made, notes)
         tree = functools.partial(weighted_tree, *settings)
         fit = cls(tree, method=method, costs=costs, density=density, draws=draws, sampler=sampler)
@@ -225,13 +234,14 @@ class Fit:
     def convergence(self) -> Convergence:
         """Effective sample sizes and R-hat of every parameter; a stuck chain has ESS 0.
 
-        Weighted draws have that of their weights for every parameter, and no R-hat (NaN).
+        Weighted draws have no R-hat (NaN), and the size of their weights for every parameter, or
+        less where they were resampled.
         """
         found = convergence({str(name): array for name, array in self.posterior.items()})
         if self._is_weighted:
-            size = np.full(len(found.names), self.importance.ess)
+            bulk, tail = weighted_sizes(self.tree, self.importance.ess)
             rest = {"r_hat": np.full(len(found.names), np.nan), "stuck": found.constant}
-            return found._replace(ess_bulk=size, ess_tail=size, **rest)
+            return found._replace(ess_bulk=bulk, ess_tail=tail, **rest)
         if _MOMENTS in self.tree.children:
             found = found._replace(finite=found.finite & np.isfinite(self.moments["mean"].values))
         return found
@@ -244,7 +254,8 @@ class Fit:
                 attributes = self.tree["posterior"].attrs
                 self._told = (attributes["outcome"], int(attributes["skipped"]))
             found = self.importance
-            return judge_weights(found, round(found.ess / max(found.share, 1e-300)), *self._told)
+            size = round(found.ess / max(found.share, 1e-300))
+            return judge_weights(found, size, *self._told, self.worth())
         stats = _arrays(self.tree["sample_stats"].to_dataset())
         attributes = self.tree["posterior"].attrs
         outcome = attributes["outcome"]
@@ -504,6 +515,15 @@ class Fit:
         density = self._model("latent draws")
         return {site.name: self.posterior[site.name].values for site in density.program.latents}
 
+    def worth(self) -> tuple[float, str]:
+        """The smallest effective sample size of centre and tails, and its parameter."""
+        found = self.convergence
+        sizes = np.where(self.free(), np.minimum(found.ess_bulk, found.ess_tail), np.inf)
+        if not sizes.size:
+            return np.inf, ""
+        at = int(np.argmin(sizes))
+        return float(sizes[at]), found.names[at]
+
     def free(self) -> np.ndarray:
         """Which scalar parameters must vary: deterministic ones may rightly be constant."""
         fixed = set(json.loads(self.tree["posterior"].attrs["deterministic"]))
@@ -522,10 +542,13 @@ class Fit:
         if not isinstance(table, pd.DataFrame):
             return table
         table = table.copy()
-        ess = self.importance.ess
+        names = options.get("var_names")
+        chosen = self.posterior if names is None else self.posterior[list(np.atleast_1d(names))]
+        rows = flatten({str(name): array.values[:1, :1] for name, array in chosen.items()})[0]
+        sizes = self.convergence.table().loc[rows]
         for column in ("ess_bulk", "ess_tail"):
-            if column in table:
-                table[column] = ess
+            if column in table and len(table) == len(sizes):
+                table[column] = sizes[column].to_numpy()
         if "r_hat" in table:
             table["r_hat"] = np.nan
         return table.drop(columns=[name for name in table if str(name).startswith("mcse")])

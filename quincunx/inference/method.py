@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from quincunx.engine.density import Density
 from quincunx.engine.errors import MethodError, unknown
@@ -316,23 +316,18 @@ class Weighted(NamedTuple):
         log_weight: logarithms of the weights, `(n,)`.
         tempered: log weights that were resampled on the way to the last ones, `(stage, n)`, NaN
             in stages where nothing was resampled; for methods that resample.
+        origin: numbers of the particles of the start that draws descend from, `(n,)`; for methods
+            that resample. Draws of one origin are not independent.
     """
 
     z: Float[Array, "n dim"]
     log_weight: Float[Array, " n"]
     tempered: Float[Array, "stage n"] | None = None
+    origin: Int[Array, " n"] | None = None
 
 
 class Sampler(eqx.Module):
     """What an approximation has learned of a density: it makes as many draws as are asked for."""
-
-    @property
-    def independent(self) -> bool:
-        """Whether the draws of one call are independent of each other.
-
-        They are not where particles are resampled; errors are then taken from independent calls.
-        """
-        return True
 
     @abc.abstractmethod
     def draw(self, density: Density, key: Array, n: int) -> Weighted:

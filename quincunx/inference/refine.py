@@ -116,11 +116,10 @@ def refine(
     for what, array in (("The quantities", values), ("Draws", z), ("Scores", score)):
         if not np.isfinite(array).all():
             raise QuincunxError(f"{what} are not finite everywhere, so nothing can be refined.")
-    ess = fit.importance.ess if is_weighted(fit.tree) else None
+    ess = fit.worth()[0] if is_weighted(fit.tree) else None
     size = float(min(fit.convergence.ess_bulk[fit.free()].min(initial=len(z)), len(z)))
     candidates = [_Columns(_NONE, np.zeros((len(z), 0))), *_controls(z, score, size, order)]
-    fold = np.tile(np.arange(values.shape[1]) * _FOLDS // values.shape[1], values.shape[0])
-    rows = _rows(values, candidates, fold, ess, size)
+    rows = _rows(values, candidates, ess, size)
     return Refined(pd.DataFrame(rows, index=pd.Index(names, name="quantity")))
 
 
@@ -200,11 +199,11 @@ def _validated(z: np.ndarray, f: np.ndarray, fold: np.ndarray) -> np.ndarray:
 def _rows(
     values: np.ndarray,
     candidates: list[_Columns],
-    fold: np.ndarray,
     ess: float | None,
     size: float,
 ) -> list[dict[str, Any]]:
     chains, length, count = values.shape
+    fold = np.tile(np.arange(length) * _FOLDS // length, chains)
     f = values.reshape(-1, count)
     number = len(f)
     plain = Moments.of(values, ess)

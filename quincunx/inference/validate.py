@@ -20,7 +20,6 @@ from quincunx.engine.errors import MethodError, ModelError, listing
 from quincunx.inference import registry
 from quincunx.inference.diagnostics.calibration import (
     autocorrelation,
-    distinct_size,
     pointers,
     ranks,
     uniformity,
@@ -29,7 +28,6 @@ from quincunx.inference.diagnostics.convergence import flatten
 from quincunx.inference.diagnostics.verdict import Finding, Verdict
 from quincunx.inference.distributed.processes import is_first
 from quincunx.inference.driver import Limits, advance_here
-from quincunx.inference.fit import Fit
 from quincunx.inference.method import Approximation, Kernel, Method, as_integer, as_key
 from quincunx.inference.progress import Report, reporting
 from quincunx.inference.run import infer
@@ -43,7 +41,7 @@ from quincunx.inference.simulations import (
     with_data,
 )
 from quincunx.inference.start import AT_WILL, begin_here
-from quincunx.inference.weighted import WEIGHTED, WEIGHTS
+from quincunx.inference.weighted import weighted_sizes
 
 LIKELIHOOD, JOINT, COVERAGE = "log likelihood", "log joint density", "distance to a point (TARP)"
 _FAILED, _SUSPECT = 1e-3, 0.05
@@ -185,12 +183,11 @@ def validate(
     table = pd.DataFrame(
         {"p_value": p_values, "adjusted": adjusted}, index=pd.Index(names, name="quantity")
     )
-    findings = _wrong(names, adjusted)
-    findings += _dependent(names, at_draws) if sizes is None else _too_few(sizes, num_draws)
-    if not np.isfinite(at_draws).all():
-        overflow = "Look for overflow in the model's terms."
-        findings.append(Finding("failed", "Some draws are not finite.", overflow))
-    return Validation(table, ranked, num_draws, chosen.name, Verdict.of(findings))
+    dependence, few = autocorrelation(at_draws), None
+    if sizes is not None:  # draws in random order
+        dependence, few = np.zeros(len(names)), _too_few(sizes, num_draws)
+    verdict = _judge(names, adjusted, dependence, np.isfinite(at_draws).all(), few)
+    return Validation(table, ranked, num_draws, chosen.name, verdict)
 
 
 def _count(leaves: list[Any]) -> int:
@@ -298,7 +295,7 @@ def _one_by_one(
         draws = density.latent(fit.posterior)  # equal-weight draws are in random order
         found.append({name: value.values[0, :num_draws] for name, value in draws.items()})
         if isinstance(method, Approximation):
-            sizes.append(_effective(fit, density))
+            sizes.append(weighted_sizes(fit.tree, fit.importance.ess)[0].min())
     report(_done(count, count))
     draws = {name: np.stack([draws[name] for draws in found]) for name in found[0]}
     return draws, np.array(sizes) if sizes else None
@@ -306,13 +303,6 @@ def _one_by_one(
 
 def _done(done: int, total: int) -> Progress:
     return Progress("simulations", done, total, 0, np.nan)
-
-
-def _effective(fit: Fit, density: Density) -> float:
-    """Effective draws of a weighted fit, copies counted once."""
-    values, stats = fit.tree[WEIGHTED].to_dataset(), fit.tree[WEIGHTS].to_dataset()
-    flat = [_flat(values[site.name].values[0]) for site in density.program.latents]
-    return distinct_size(np.concatenate(flat, axis=1), stats["log_weight_smoothed"].values[0])
 
 
 @eqx.filter_jit
@@ -377,9 +367,14 @@ def _distances(
     return mine[:, None], theirs[..., None]
 
 
-def _wrong(names: list[str], adjusted: np.ndarray) -> list[Finding]:
-    """What ranks say."""
-    findings = []
+def _judge(
+    names: list[str],
+    adjusted: np.ndarray,
+    dependence: np.ndarray,
+    finite: Any,
+    few: Finding | None = None,
+) -> Verdict:
+    findings = [] if few is None else [few]
     order = np.argsort(adjusted, kind="stable")
     wrong = [index for index in order if adjusted[index] < _SUSPECT]
     look = "Look at `plot()`, and compare with another method on data from the model."
@@ -390,27 +385,24 @@ def _wrong(names: list[str], adjusted: np.ndarray) -> list[Finding]:
     if len(wrong) > 5:
         rest = listing([names[index] for index in wrong[5:]])
         findings.append(Finding("suspect", f"Nor are those of {rest}.", look))
-    return findings
+    if not finite:
+        overflow = "Look for overflow in the model's terms."
+        findings.append(Finding("failed", "Some draws are not finite.", overflow))
+    if dependence.max() > _DEPENDENT:
+        name = names[int(np.argmax(dependence))]
+        reason = f"Successive draws of '{name}' are correlated ({dependence.max():.2f}): ranks are "
+        reason += "not uniform even for an exact method."
+        findings.append(Finding("suspect", reason, "Raise `thinning`."))
+    return Verdict.of(findings)
 
 
-def _dependent(names: list[str], draws: np.ndarray) -> list[Finding]:
-    """What successive draws of chains say."""
-    dependence = autocorrelation(draws)
-    if dependence.max() <= _DEPENDENT:
-        return []
-    name = names[int(np.argmax(dependence))]
-    reason = f"Successive draws of '{name}' are correlated ({dependence.max():.2f}): ranks are "
-    reason += "not uniform even for an exact method."
-    return [Finding("suspect", reason, "Raise `thinning`.")]
-
-
-def _too_few(sizes: np.ndarray, num_draws: int) -> list[Finding]:
-    """What the weights say."""
+def _too_few(sizes: np.ndarray, num_draws: int) -> Finding | None:
+    """What effective sizes of weighted draws say, one for each simulation."""
     few = int(np.sum(sizes < num_draws))
     if few <= _FEW * len(sizes):
-        return []
+        return None
     reason = f"Weighted draws are worth fewer than the {num_draws} that are ranked in {few} of "
     reason += f"{len(sizes)} simulations ({np.median(sizes):.0f} in the middle): ranks are not "
     reason += "uniform even if the weights are right."
     advice = "Raise `thinning`, the number of weighted draws for each that is ranked, or let the "
-    return [Finding("suspect", reason, advice + "sampler learn longer.")]
+    return Finding("suspect", reason, advice + "sampler learn longer.")

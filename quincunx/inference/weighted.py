@@ -14,12 +14,14 @@ import xarray as xr
 from jaxtyping import Array
 
 from quincunx.engine.density import Density
+from quincunx.inference.diagnostics.convergence import columns
 from quincunx.inference.diagnostics.importance import (
     Importance,
     diagnose,
     equal_weights,
     pareto_smoothed,
 )
+from quincunx.inference.diagnostics.lineages import effective_sizes
 from quincunx.inference.method import Method
 from quincunx.inference.output import about, labelled
 
@@ -35,18 +37,19 @@ class Draws:
         z: positions, `(batch, draw, dim)`.
         log_weight: `(batch, draw)`.
         tempered: log weights before each resampling, `(batch, stage, draw)`, or `None`.
-        independent: whether draws of a batch are independent of each other.
+        origin: the particle of the start of its batch that each draw descends from, `(batch,
+            draw)`; `None` where draws are independent.
     """
 
     z: np.ndarray
     log_weight: np.ndarray
     tempered: np.ndarray | None
-    independent: bool
+    origin: np.ndarray | None
 
     @functools.cached_property
     def importance(self) -> Importance:
         """What the weights say."""
-        return diagnose(self.log_weight, self.tempered, independent=self.independent)
+        return diagnose(self.log_weight, self.tempered, self.origin)
 
 
 @eqx.filter_jit
@@ -74,7 +77,7 @@ def weighted_tree(
     `posterior` has as many draws as there are weighted ones, resampled to equal weights from the
     Pareto-smoothed weights; `sample_stats` their log density and the raw weight of each;
     `weighted_posterior` and `weighted_sample_stats` the draws as they were made, with `log_weight`
-    and `log_weight_smoothed`, which is normalised.
+    and `log_weight_smoothed`, which is normalised, and of resampled ones `origin`.
 
     Args:
         density: the target.
@@ -91,6 +94,8 @@ def weighted_tree(
     values, lp = made or jax.device_get(_values(density, jnp.asarray(draws.z)))
     smoothed, _ = pareto_smoothed(draws.log_weight)
     stats = {"log_weight": draws.log_weight, "log_weight_smoothed": smoothed, "lp": lp}
+    if draws.origin is not None:
+        stats["origin"] = draws.origin
     groups = {WEIGHTED: values, WEIGHTS: stats}
     if np.isfinite(smoothed).any():
         seed = np.asarray(jax.random.key_data(key)).astype(np.uint32)
@@ -107,7 +112,7 @@ def weighted_tree(
         groups[WEIGHTS]["tempered_log_weight"] = np.moveaxis(draws.tempered, 1, 2)
     tree = labelled(density, groups)
     attributes = about(density, method, key, costs, outcome)
-    attributes |= {"independent": int(draws.independent), "skipped": skipped, **(notes or {})}
+    attributes |= {"skipped": skipped, **(notes or {})}
     for group in groups:
         tree[group].attrs.update(attributes)
     return tree
@@ -120,8 +125,26 @@ def stored_draws(tree: xr.DataTree) -> Draws:
     if "tempered_log_weight" in stats:
         tempered = np.moveaxis(stats["tempered_log_weight"].values, 1, 2)
     weights = stats["log_weight"].values
-    independent = bool(tree["posterior"].attrs["independent"])
-    return Draws(np.zeros((*weights.shape, 0)), weights, tempered, independent)
+    origin = stats["origin"].values if "origin" in stats else None
+    return Draws(np.zeros((*weights.shape, 0)), weights, tempered, origin)
+
+
+def weighted_sizes(tree: xr.DataTree, most: float) -> tuple[np.ndarray, np.ndarray]:
+    """Effective sizes of all scalar parameters, of their centres and their tails.
+
+    Args:
+        tree: of weighted draws.
+        most: that of the weights, which is that of all parameters of independent draws.
+    """
+    stats = tree[WEIGHTS].to_dataset()
+    parts = columns({str(name): array for name, array in tree[WEIGHTED].items()})
+    if "origin" not in stats or not np.isfinite(stats["log_weight_smoothed"]).any():
+        size = np.full(sum(len(names) for names, _ in parts), most)
+        return size, size
+    weights, origin = stats["log_weight_smoothed"].values, stats["origin"].values
+    found = [effective_sizes(values, weights, origin) for _, values in parts]
+    bulk, tail = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+    return np.minimum(bulk, most), np.minimum(tail, most)
 
 
 def is_weighted(tree: xr.DataTree) -> bool:

@@ -71,9 +71,10 @@ class Particles(qx.Sampler):
     copies: int
 
     def draw(self, density, key, n):
-        z = jnp.repeat(jax.random.normal(key, (-(-n // self.copies), density.dim)), self.copies, 0)
-        log_weight = jax.vmap(density.log_likelihood)(z[:n])
-        return qx.Weighted(z[:n], jnp.zeros(n) if self.dropped else log_weight)
+        origin = jnp.arange(n) // self.copies
+        z = jax.random.normal(key, (n, density.dim))[origin]
+        log_weight = jnp.zeros(n) if self.dropped else jax.vmap(density.log_likelihood)(z)
+        return qx.Weighted(z, log_weight, origin=origin if self.copies > 1 else None)
 
 
 class Weigher(qx.Approximation):

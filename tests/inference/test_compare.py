@@ -3,6 +3,7 @@
 import html
 import io
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,16 +11,18 @@ import pandas as pd
 import pytest
 import xarray as xr
 from rich.console import Console
+from scipy.stats import norm
 
 import quincunx as qx
 import quincunx.distributions as dist
 from quincunx.inference.comparison import compare as compare_module
-from quincunx.inference.comparison.measure import Measures, decide
+from quincunx.inference.comparison.measure import Measures, Predictive, against, decide, predictive
 from quincunx.inference.comparison.result import JUDGED, NUMBERS, SPENT, cell
 from quincunx.inference.comparison.standard import Sample, Standard
 from quincunx.inference.diagnostics.agreement import Moments, agreement
 from quincunx.inference.diagnostics.discrepancy import SteinTest
 from quincunx.inference.diagnostics.transport import TransportTest
+from quincunx.inference.method import as_key
 from quincunx.inference.report import page
 from quincunx.inference.stopping import INTERRUPTED
 from tests.inference.approximate import Gaussian
@@ -158,10 +161,27 @@ def test_what_it_prints(compared):
         assert word in text
 
 
+def left_out():
+    """Log predictive density of each row given all others: that of a Gaussian."""
+    design, found = np.column_stack([np.ones(60), X / SCALES]), []
+    prior = np.diag(1 / (100 * np.array([1.0, *SCALES])) ** 2)
+    for row in range(60):
+        rest = np.delete(np.arange(60), row)
+        covariance = np.linalg.inv(prior + design[rest].T @ design[rest])
+        mean = design[row] @ covariance @ design[rest].T @ Y[rest]
+        sd = np.sqrt(1 + design[row] @ covariance @ design[row])
+        found.append(norm.logpdf(Y[row], mean, sd))
+    return np.array(found)
+
+
 def test_without_a_reference_the_best_exact_fit_is_taken(fits):
     found = qx.compare({name: fits[name] for name in ("right", "halved")})
     assert found.reference.startswith("right")
     assert found.table["result"].tolist() == ["reference", "differs"]
+    row, density = found.table.loc["halved"], fits["right"].density.unconstrained
+    narrow, right = (predictive(fits[name], density) for name in ("halved", "right"))
+    np.testing.assert_allclose(right.values, left_out(), atol=0.1)
+    assert (row["elpd_difference"], row["elpd_error"]) == narrow.minus(right)
     alone = qx.compare({"halved": fits["halved"], "gaussian": fits["gaussian"]})
     assert alone.reference == ""
     assert alone.table["result"]["gaussian"] == "cannot tell"
@@ -186,6 +206,14 @@ def test_another_reference_is_named_where_one_has_failed(fits):
     assert qx.compare(found.fits, reference="right").table["result"]["gaussian"] == "agrees"
     alone = qx.compare({name: fits[name] for name in ("stuck", "gaussian")}, reference="stuck")
     assert alone.reasons["gaussian"] == ("The reference itself has failed.",)
+
+
+def test_a_reference_that_is_rejected_itself_judges_nothing(fits):
+    chains = {name: fits[name] for name in ("right", "coarse")}
+    found = qx.compare(chains, reference="coarse").table
+    assert found["result"]["coarse"] == "differs"
+    assert found["ksd_p"]["coarse"] < 0.001
+    assert found["result"]["right"] == "cannot tell"
 
 
 @pytest.mark.parametrize("width", [80, 200])
@@ -251,9 +279,9 @@ def test_weighted_draws_have_evidence_and_no_r_hat():
     density = qx.compile(worked.model, worked.data)
     exact = jax.device_get(worked.reference.draws(jax.random.key(3), 4000))
     z = np.asarray(jax.vmap(density.unconstrain)(exact))
-    wide = z.mean(axis=0) + 1.5 * (z - z.mean(axis=0))
+    wide = z.mean(axis=0) + 3 * (z - z.mean(axis=0))
     target = jax.vmap(density.log_density)(wide)
-    proposal = jax.vmap(density.log_density)(z) - 2 * np.log(1.5)
+    proposal = jax.vmap(density.log_density)(z) - 2 * np.log(3)
     fit = qx.Fit.weighted(
         density, wide, np.asarray(target - proposal), method=Gaussian(), costs={"evaluations": 4000}
     )
@@ -264,6 +292,24 @@ def test_weighted_draws_have_evidence_and_no_r_hat():
     assert np.isnan(row["r_hat"])
     assert np.isnan(row["ess_per_gradient"])
     assert row["ess_per_evaluation"] == pytest.approx(row["ess_bulk"] / 4000)
+    assert np.isnan(row["ess_per_pass"])
+    assert cell(dict(row), "log_evidence").endswith(f"± {fit.log_evidence.error:.1g}")
+    sample = Sample.of_fit(fit, density)
+    assert sample.ess == fit.importance.ess
+    assert len(sample.kept) == pytest.approx(fit.importance.ess / 10, abs=4)
+
+
+def test_weighted_draws_that_are_left_out_add_to_errors():
+    """Of 20,000 draws, each worth one, every other is looked at."""
+    density = qx.compile(flat)
+    z = np.random.default_rng(1).normal(size=(20_000, 1))
+    fit = qx.Fit.weighted(density, z, np.zeros(20_000), method=Gaussian(), costs={})
+    assert fit.importance.ess == pytest.approx(20_000)
+    assert Sample.of_fit(fit, None).ess == pytest.approx(10_000)
+    fit = qx.Fit.weighted(
+        density, z, np.where(np.arange(20_000) < 100, 0, -np.inf), method=Gaussian(), costs={}
+    )
+    assert Sample.of_fit(fit, None).ess == pytest.approx(100, rel=0.01)
 
 
 class Broken(Gaussian):
@@ -322,6 +368,72 @@ def test_mistakes_are_told(fits):
         qx.compare({"right": fits["right"]}).save("x.html")
 
 
+def test_differences_of_predictive_accuracy_are_of_pairs():
+    found = Predictive(np.array([1.0, 4.0, 1.0])).minus(Predictive(np.array([0.0, 1.0, 2.0])))
+    assert found == (3.0, pytest.approx(np.sqrt(8 / 3 * 3)))
+
+
+def sampled(values, ess=None):
+    """Draws by parameter, `(chain, draw)`, without positions."""
+    return Sample(list(values), np.stack(list(values.values()), -1), ess, None, np.zeros(0, int))
+
+
+def test_parameters_are_matched_by_name_and_sizes_are_their_own(rng):
+    """One set is of four chains, the other is worth fifty draws; one tail is heavy."""
+    count = (4, 500)
+    mine = sampled(
+        {
+            "own": np.zeros(count),
+            "heavy": rng.standard_cauchy(size=count),
+            "m": rng.normal(size=count),
+            "rare": (rng.uniform(size=count) < 0.01).astype(float),
+        }
+    )
+    theirs = {
+        "m": rng.normal(size=(1, 2000)),
+        "rare": (rng.uniform(size=(1, 2000)) < 0.01).astype(float),
+        "heavy": 3 + rng.standard_cauchy(size=(1, 2000)),
+    }
+    table = against(mine, Standard("another", sample=sampled(theirs, 50.0))).table
+    assert list(table.index) == ["heavy", "m", "rare"]
+    assert table["ranks"].tolist() == [True, False, False]
+    expected = np.sqrt(1 / 2000 + 1 / 50)
+    assert table["mean_error"]["m"] == pytest.approx(expected, rel=0.1)
+    assert -8 < table["mean_z"]["heavy"] < -4
+    assert abs(table["mean_z"]["rare"]) < 4
+    mine.values[..., 1] *= 100  # heavy in one set alone
+    alone = against(mine, Standard("another", sample=sampled({"heavy": theirs["m"]}, 50.0)))
+    assert alone.table["ranks"].all()
+
+
+def test_trusted_moments_are_worth_their_size():
+    """An sd of 2 from 100 draws: errors of the mean and of the log sd by hand."""
+    standard = Standard("trusted", means={"a": 1.0, "b": 0.0}, sds={"a": 2.0, "b": 1.0}, size=100.0)
+    found = standard.moments(["a"])
+    assert found.mean == 1
+    assert found.sd == 2
+    assert found.mean_error == pytest.approx(0.2)
+    assert found.log_sd_error == pytest.approx(1 / np.sqrt(200))
+
+
+def test_a_method_as_reference_runs_longer_on_its_own(fits, monkeypatch):
+    seen = []
+
+    def told(model, data, method, **settings):
+        seen.append(settings)
+        return fits["right"]
+
+    monkeypatch.setattr(compare_module, "infer", told)
+    budget = qx.Until(seconds=60)
+    qx.compare(
+        regression, DATA, ["nuts"], reference="nuts", budget=budget, num_samples=300, progress=False
+    )
+    (own, reference), keys = seen, [jax.random.key_data(as_key(s["key"])) for s in seen]
+    assert (own["num_samples"], own["until"]) == (300, budget)
+    assert (reference["num_samples"], reference["until"]) == (1200, None)
+    assert (keys[0] != keys[1]).any()
+
+
 @qx.model
 def flat():
     qx.sample("m", dist.Normal(0, 1))
@@ -341,6 +453,25 @@ def autoregressive():
         return with_posterior(fit, xr.Dataset(variables, attrs=fit.posterior.attrs))
 
     return made
+
+
+def test_the_reference_is_the_good_fit_that_is_worth_most(autoregressive):
+    suspect = autoregressive(1, rho=0.0)
+    suspect.posterior["m"].values[0] += 0.4
+    fits = {
+        "suspect": suspect,
+        "slow": autoregressive(2, rho=0.6),
+        "fast": autoregressive(3, rho=0),
+    }
+    assert [fit.verdict.status for fit in fits.values()] == ["suspect", "ok", "ok"]
+    assert compare_module._best(fits, None).name == "fast"
+    assert compare_module._sound(fits) == ("slow", "fast")
+    weighted = SimpleNamespace(kind=qx.Kind.WEIGHTED, verdict=fits["fast"].verdict)
+    assert compare_module._sound({**fits, "weights": weighted}) == ("weights", "slow", "fast")
+
+
+def test_long_chains_are_thinned_along_the_chain(autoregressive):
+    assert Sample.of_fit(autoregressive(1, length=9000), None).values.shape == (4, 3000, 1)
 
 
 def test_slow_chains_are_not_taken_for_wrong_ones(autoregressive):
@@ -369,7 +500,9 @@ def test_few_effective_draws_cannot_tell(autoregressive, error, word):
     found, reasons = decide(fit, standard, Measures({}, agreed, None, None, False), 4)
     assert found == word
     if word == "cannot tell":
-        assert "the mean of 'm' could be off by 0.64 and it would not show" in reasons[0]
+        assert (
+            "the mean of 'm' could be off by 0.64 posterior sds and it would not show" in reasons[0]
+        )
 
 
 def test_runs_that_ended_in_their_warm_up_have_no_figures(autoregressive, tmp_path):

@@ -56,12 +56,17 @@ def test_stein_kernel_is_the_operator_applied_twice(rng):
 
 
 def test_stein_statistic_is_the_mean_over_pairs(rng):
-    x = rng.normal(size=(24, 2))
+    x = 1 + rng.normal(size=(24, 2))
     kernel = stein_kernel(x, -x, 2.0)
     expected = np.mean([kernel[i, j] for i in range(24) for j in range(24) if i != j])
     found = stein_test(x, -x, np.arange(24) // BLOCK, LEVEL, rng)
     assert found.squared == pytest.approx(expected)
-    assert found.ksd == np.sqrt(max(expected, 0))
+    assert found.ksd == pytest.approx(np.sqrt(expected))
+    family, weight = np.arange(24) // 3, rng.uniform(size=24)
+    found = stein_test(x, -x, family, LEVEL, rng, weight)
+    apart = family[:, None] != family
+    mass = np.outer(weight, weight)[apart]
+    assert found.squared == pytest.approx(mass @ kernel[apart] / mass.sum())
 
 
 @pytest.mark.parametrize("sizes", [(30, 30), (30, 45), (7, 40)])
@@ -147,6 +152,21 @@ def test_without_thinning_it_would_be():
     assert rejected >= 3, rejected
 
 
+def test_dependence_within_blocks_is_allowed_for():
+    """Draws of a block that have half of their variance in common."""
+    found = []
+    for repetition in range(40):
+        rng = np.random.default_rng([repetition, 5])
+        common = np.repeat(rng.normal(size=(2, 20, 2)), BLOCK, axis=1)
+        x, y = (common + rng.normal(size=(2, 20 * BLOCK, 2))) / np.sqrt(2)
+        stein = stein_test(x, -x, np.arange(len(x)) // BLOCK, LEVEL, rng)
+        moved = transport_test(x, y, BLOCK, LEVEL, rng)
+        found.append((stein.p_value, moved.p_value, moved.ratio))
+    found = np.array(found)
+    assert (np.sum(found[:, :2] <= 0.05, axis=0) <= 6).all(), found
+    assert 0.7 < np.median(found[:, 2]) < 1.4
+
+
 def test_faults_are_seen(rng):
     x, y = rng.normal(size=(2, 400, 5))
     block = np.arange(400) // BLOCK
@@ -166,21 +186,34 @@ def test_p_values_reach_half_the_level(rng, level):
     assert min(stein, moved) > 0
 
 
-def test_copies_of_resampled_draws_are_not_taken_for_another_law(rng):
-    """Weights of uniform draws make a normal law of them; one draw is there many times over."""
-    p_values, naive = [], []
-    for _ in range(20):
-        x = rng.uniform(-8, 8, size=(300, 1))
+def test_weighted_draws_are_not_taken_for_another_law(rng):
+    """Weights of uniform draws make a normal law of them."""
+    p_values, naive, each = [], [], np.arange(300)
+    for _ in range(40):
+        x = rng.uniform(-6, 6, size=(300, 1))
         weight = np.exp(-0.5 * x[:, 0] ** 2)
-        x = x[rng.choice(300, size=200, p=weight / weight.sum())]
-        copies = np.unique(x, return_inverse=True)[1].reshape(-1)
-        p_values.append(stein_test(x, -x, copies, LEVEL, rng, within=False).p_value)
-        naive.append(stein_test(x, -x, np.arange(200) // BLOCK, LEVEL, rng).p_value)
-    assert np.mean(np.array(p_values) <= 0.05) <= 0.2
-    assert np.median(p_values) > 0.15
+        p_values.append(stein_test(x, -x, each, LEVEL, rng, weight / weight.sum()).p_value)
+        x = x[rng.choice(300, size=300, p=weight / weight.sum())]
+        naive.append(stein_test(x, -x, each, LEVEL, rng).p_value)
+    assert np.mean(np.array(p_values) <= 0.05) <= 0.15
+    assert 0.2 < np.median(p_values) < 0.8
     assert np.mean(np.array(naive) <= 0.05) > 0.4
-    wrong = 0.7 * rng.normal(size=(200, 1))
-    assert stein_test(wrong, -wrong, np.arange(200), LEVEL, rng, within=False).p_value < 0.01
+    weight = np.exp(-0.5 * (x[:, 0] / 0.7) ** 2)
+    assert stein_test(x, -x, each, LEVEL, rng, weight / weight.sum()).p_value < 0.01
+
+
+def test_families_of_resampled_draws_are_blocks(rng):
+    p_values, naive, even = [], [], np.full(300, 1 / 300)
+    for _ in range(40):
+        x = 4.0 * rng.normal(size=(300, 1))
+        weight = np.exp(-0.5 * x[:, 0] ** 2 * (1 - 1 / 4.0**2))
+        family = rng.choice(300, size=300, p=weight / weight.sum())
+        x = 0.98 * x[family] + np.sqrt(1 - 0.98**2) * rng.normal(size=(300, 1))
+        p_values.append(stein_test(x, -x, family, LEVEL, rng, even).p_value)
+        naive.append(stein_test(x, -x, np.arange(300), LEVEL, rng, even).p_value)
+    assert np.mean(np.array(p_values) <= 0.05) <= 0.15
+    assert np.mean(np.array(naive) <= 0.05) > 0.4
+    assert stein_test(x + 0.6, -x - 0.6, family, LEVEL, rng, even).p_value < 0.01
 
 
 def test_the_discrepancy_is_blind_to_weights_of_far_modes(rng):
@@ -217,6 +250,31 @@ def test_errors_are_combined_by_their_squares():
     assert compared.log_sd_p == pytest.approx(4 * stats.t.sf(np.log(2) / 0.05, 50))
 
 
+def test_the_error_of_an_sd_is_by_how_slow_the_squares_are(rng):
+    """Signs are fast and sizes slow: the correlation of squares is 0.81, of values none."""
+    slow = np.abs(chains(rng, 0.9, 4, 5000, 1))
+    found = Moments.of(rng.choice((-1.0, 1.0), size=slow.shape) * slow)
+    assert found.mean_error.item() == pytest.approx(20_000**-0.5, rel=0.2)
+    expected = (2 * 20_000 * (1 - 0.81) / (1 + 0.81)) ** -0.5
+    assert found.log_sd_error.item() == pytest.approx(expected, rel=0.3)
+
+
+def test_chains_about_different_means_have_their_distance_in_the_error(rng):
+    values = rng.normal(size=(4, 500, 1)) + np.array([0.0, 0.0, 4.0, 4.0])[:, None, None]
+    assert Moments.of(values, 100.0).mean_error.item() == pytest.approx(0.1 * 5**0.5, rel=0.05)
+
+
+def test_the_worst_error_keeps_its_sign():
+    zero, one = np.zeros(2), np.ones(2)
+    right = Moments(zero, one, 0.1 * one, 0.1 * one)
+    found = right._replace(mean=np.array([0.2, -0.5]), sd=np.array([0.0, 1.0]))
+    found = found._replace(log_sd_error=np.array([np.nan, 0.1]))
+    compared = agreement(["x", "y"], found, right, np.zeros(2, bool))
+    assert compared.worst("mean") == (pytest.approx(-0.5 / np.hypot(0.1, 0.1)), "y")
+    assert compared.worst("log_sd") == (-np.inf, "x")  # constant where it ought to vary
+    assert compared.log_sd_p == 0
+
+
 def test_a_stuck_chain_has_no_error_that_could_accuse(rng):
     a, b = rng.normal(size=(2, 4, 200, 1))
     a[0] = a[0, 0]
@@ -236,6 +294,25 @@ def test_heavy_tails_are_compared_by_ranks(rng):
     pooled = np.concatenate([first, second])
     assert stats.kstest(pooled.ravel(), "norm").pvalue > 0.99
     assert second.mean() > first.mean() + 0.2
+
+
+def test_tails_of_either_side_and_of_counts_are_seen(rng):
+    """An indicator has no tail, and its draws are the same but for a few."""
+    heavy = np.abs(rng.standard_cauchy(size=(4000, 1)))
+    rare = rng.uniform(size=(4000, 1)) < 0.01
+    columns = [heavy, -heavy, np.floor(heavy), rare, ~rare, rng.poisson(0.1, size=(4000, 1))]
+    found = heavy_tailed(np.concatenate(columns, axis=1).astype(float))
+    assert found.tolist() == [True, True, True, False, False, False]
+
+
+def test_equal_draws_share_their_rank():
+    """By hand; the three draws of one set weigh as much as the six of the other."""
+    first, second = normal_scores(
+        np.array([0.0, 1.0, 2.0]), np.array([1.0, 1.0, 1.0, 1.0, 2.0, 3.0])
+    )
+    levels = {0: 1 / 12, 1: 5 / 12, 2: 19 / 24, 3: 23 / 24}
+    np.testing.assert_allclose(stats.norm.cdf(first), [levels[v] for v in (0, 1, 2)])
+    np.testing.assert_allclose(stats.norm.cdf(second), [levels[v] for v in (1, 1, 1, 1, 2, 3)])
 
 
 def test_unequal_sets_have_equal_weight_in_normal_scores(rng):
@@ -261,6 +338,13 @@ def test_thinning_keeps_whole_blocks_of_one_chain():
     assert len(thinned(1000, 4, 4000.0, most=200)) <= 200
 
 
+def test_few_draws_are_whitened_by_their_scales(rng):
+    z = 3 + rng.normal(size=(12, 4)) * [1.0, 10.0, 0.1, 5.0]
+    x = Whitening.of(z).positions(z)
+    np.testing.assert_allclose(x.mean(axis=0), 0, atol=1e-12)
+    np.testing.assert_allclose(x.std(axis=0), 1)
+
+
 def test_whitening_makes_covariances_one(rng):
     z = rng.normal(size=(500, 3)) @ rng.normal(size=(3, 3)) + 2
     white = Whitening.of(z)
@@ -268,3 +352,19 @@ def test_whitening_makes_covariances_one(rng):
     precision = np.linalg.inv(np.cov(z.T))
     score = -(z - z.mean(axis=0)) @ precision
     np.testing.assert_allclose(white.scores(score), -white.positions(z), atol=1e-6)
+
+
+def test_tests_take_many_dimensions_with_few_draws(rng):
+    """No square of the dimension is held: this would be 7 GB."""
+    dim = 30_000
+    x, y = rng.normal(size=(2, 64, dim))
+    z = 3 * x + 1
+    white = Whitening.of(z)
+    positions, scores = white.positions(z), white.scores(-x / 3)
+    np.testing.assert_allclose(positions.std(axis=0), 1, atol=1e-6)
+    block = np.arange(64) // BLOCK
+    assert stein_test(positions, scores, block, LEVEL, rng).p_value > 0
+    assert transport_test(positions, y, BLOCK, LEVEL, rng).p_value > 0
+    lines = directions(500, 64, rng)
+    assert lines.shape == (64, 500)
+    np.testing.assert_allclose(lines @ lines.T, np.eye(64), atol=1e-12)

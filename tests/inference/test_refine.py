@@ -80,8 +80,7 @@ def test_errors_name_what_to_do(schools, tmp_path):
 def refined(f, z, ess=None):
     """Tables of the draws of one chain, quantities `(n, count)`, columns `(n, k)`."""
     candidates = [_Columns("0", np.zeros((len(z), 0))), _Columns("2", z)]
-    fold = np.arange(len(z)) * 5 // len(z)
-    return _rows(f[None], candidates, fold, ess, float(len(z)))
+    return _rows(f[None], candidates, ess, float(len(z)))
 
 
 def test_errors_allow_for_the_coefficients():
@@ -98,6 +97,45 @@ def test_errors_allow_for_the_coefficients():
         found += [row["refined"] for row in rows]
     assert np.std(found) == pytest.approx(right, rel=0.04)
     assert np.mean(told) == pytest.approx(right, rel=0.015)
+    gain = [(row["mean_error"] / row["refined_error"]) ** 2 for row in rows]
+    np.testing.assert_allclose([row["reduction"] for row in rows], gain)
+
+
+def test_slow_series_that_have_nothing_in_common_do_not_help():
+    """Neighbours of a slow series would tell it from any other, so blocks are left out whole."""
+    rng = np.random.default_rng(4)
+    walks = rng.normal(size=(1000, 24))
+    for t in range(1, 1000):
+        walks[t] = 0.98 * walks[t - 1] + np.sqrt(1 - 0.98**2) * walks[t]
+    rows = refined(walks[:, 4:], walks[:, :4])
+    assert [row["order"] for row in rows].count("0") >= 16
+
+
+def test_errors_of_several_chains_are_by_how_slow_each_is():
+    """What is left has correlation 0.9 along each of four chains."""
+    rng = np.random.default_rng(4)
+    z, rest = rng.normal(size=(4, 1000, 2)), rng.normal(size=(4, 1000, 8))
+    for t in range(1, 1000):
+        rest[:, t] = 0.9 * rest[:, t - 1] + np.sqrt(1 - 0.81) * rest[:, t]
+    columns = [_Columns("0", np.zeros((4000, 0))), _Columns("2", z.reshape(4000, 2))]
+    rows = _rows(rest + 2 * z.sum(axis=2, keepdims=True), columns, None, 4000.0)
+    assert all(row["order"] == "2" for row in rows)
+    errors = [row["refined_error"] for row in rows]
+    assert np.mean(errors) == pytest.approx(np.sqrt(19 / 4000), rel=0.2)
+
+
+def test_weighted_draws_are_worth_what_their_weights_say(gaussian):
+    """Four hundred draws, and some thirty effective ones."""
+    density = qx.compile(two, gaussian[0])
+    z = np.random.default_rng(1).normal(size=(400, 2))
+    log_weight = np.where(np.arange(400) < 30, 0.0, -6.0)
+    fit = qx.Fit.weighted(density, z, log_weight, method=Gaussian(), costs={})
+    found = qx.refine(fit).table
+    assert fit.importance.ess == pytest.approx(31.8, abs=0.1)
+    assert (found["order"] == "0").all()
+    assert found["note"].str.contains("32").all()
+    expected = fit.posterior["a"].values.std() / fit.importance.ess**0.5
+    assert found["mean_error"]["a"] == pytest.approx(expected)
 
 
 def test_errors_are_no_smaller_than_those_of_independent_draws():

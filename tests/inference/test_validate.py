@@ -1,19 +1,24 @@
 """Calibration passes exact methods and rejects wrong ones that marginal ranks pass."""
 
 import inspect
+import sys
+from types import SimpleNamespace
 from typing import Any
 
+import arviz_plots
+import jax
 import numpy as np
 import pytest
+import xarray as xr
 from numpyro import handlers
 from scipy import stats
 
 import quincunx as qx
 import quincunx.distributions as dist
 from quincunx.engine.density import compile
-from quincunx.inference.diagnostics.calibration import pointers, ranks, uniformity
+from quincunx.inference.diagnostics.calibration import autocorrelation, pointers, ranks, uniformity
 from quincunx.inference.simulations import TOGETHER, able_to_hold
-from quincunx.inference.validate import COVERAGE, JOINT, LIKELIHOOD, _told
+from quincunx.inference.validate import COVERAGE, JOINT, LIKELIHOOD, _judge, _one_by_one, _told
 from tests.inference.approximate import Gaussian, Weigher
 
 X = np.random.default_rng(3).normal(size=(20, 2))
@@ -173,7 +178,7 @@ def test_copies_are_no_draws_of_their_own():
     settings: dict[str, Any] = {**WEIGHTED, "simulations": 20}
     found = qx.validate(linear, Weigher(copies=100), FEW, **settings)
     assert found.verdict.status != "ok", found
-    assert any("9 that are ranked in 20 of 20" in reason for reason in found.verdict.reasons)
+    assert "worth fewer than the 9 that are ranked" in str(found.verdict)
     assert any("thinning" in advice for advice in found.verdict.advice)
 
 
@@ -190,6 +195,51 @@ def test_draws_are_looked_at_in_bounded_memory():
     found: Any = _told.lower(density, leaves, truth, draws).compile()
     size = found.compiled.memory_analysis().temp_size_in_bytes
     assert size < 8 * leaves[1].nbytes
+
+
+def test_plotted_shares_are_within_their_ranks(right, monkeypatch):
+    seen = []
+    monkeypatch.setattr(arviz_plots, "plot_ecdf_pit", lambda tree, **_: seen.append(tree))
+    right.plot()
+    shares = seen[0]["prior_sbc"]["w[0]"].values.reshape(-1)
+    np.testing.assert_allclose(shares, (right.ranks[:, 0] + 0.5) / 40)
+
+
+@pytest.mark.parametrize(
+    ("adjusted", "dependence", "finite", "status", "reason"),
+    [
+        (0.06, 0.1, True, "ok", ""),
+        (0.04, 0.1, True, "suspect", "Ranks of 'b' are not uniform"),
+        (9e-4, 0.1, True, "failed", "Ranks of 'b' are not uniform"),
+        (0.06, 0.2, True, "suspect", "Successive draws of 'a' are correlated"),
+        (0.06, 0.1, False, "failed", "not finite"),
+    ],
+)
+def test_verdicts_on_ranks(adjusted, dependence, finite, status, reason):
+    found = _judge(["a", "b"], np.array([1.0, adjusted]), np.array([dependence, 0.0]), finite)
+    assert found.status == status
+    assert reason in "".join(found.reasons)
+
+
+def test_one_by_one_each_has_its_own_data_and_key(monkeypatch):
+    seen = []
+
+    def told(model, data, method, **settings):
+        seen.append((data["y"], settings))
+        draws = np.full((1, 9, 2), len(seen))
+        return SimpleNamespace(posterior=xr.Dataset({"w": (("chain", "draw", "dim"), draws)}))
+
+    monkeypatch.setattr(sys.modules["quincunx.inference.validate"], "infer", told)
+    density, y = qx.compile(linear, LINEAR), np.arange(60.0).reshape(3, 20)
+    leaves = [y if name == "y" else None for name in density.program.signature.array_names]
+    key, length = jax.random.key(0), (50, 9, 2)
+    method, report = qx.SGLD(batch_size=10), lambda state: None
+    found, _ = _one_by_one(method, density, leaves, key, length, report)
+    assert found["w"][:, 0, 0].tolist() == [1, 2, 3]
+    np.testing.assert_array_equal([data for data, _ in seen], y)
+    assert len({str(jax.random.key_data(settings["key"])) for _, settings in seen}) == 3
+    wanted = {"num_warmup": 50, "num_samples": 9, "thinning": 2, "num_chains": 1}
+    assert seen[0][1].items() >= wanted.items()
 
 
 @pytest.mark.slow
@@ -210,10 +260,28 @@ def test_ranks_of_ties_are_broken_at_random(rng):
     assert stats.chisquare(np.bincount(found[:, 0], minlength=10)).pvalue > 1e-4
 
 
+def test_correlations_are_of_successive_draws(rng):
+    """Nine draws of each simulation, whose own means would lower it by a ninth."""
+    assert autocorrelation(rng.normal(size=(4000, 9, 1))) == pytest.approx(0, abs=0.02)
+    slow = rng.normal(size=(100, 500, 1))
+    for t in range(1, 500):
+        slow[:, t] = 0.5 * slow[:, t - 1] + np.sqrt(0.75) * slow[:, t]
+    assert autocorrelation(slow) == pytest.approx(0.5, abs=0.02)
+
+
 def test_uniformity_holds_its_level(rng):
     found = uniformity(rng.integers(0, 100, size=(300, 400)), 99)
     assert np.mean(found < 0.05) == pytest.approx(0.05, abs=0.035)
     assert uniformity(rng.integers(0, 80, size=(300, 1)), 99)[0] < 1e-6
+    uneven = uniformity(rng.integers(0, 13, size=(300, 400)), 12)  # ten bins of one or two
+    assert np.mean(uneven < 0.05) == pytest.approx(0.05, abs=0.035)
+
+
+def test_points_follow_squares_of_the_data(rng):
+    """As those of a scale do."""
+    y = rng.normal(size=(200, 3))
+    scale = np.sum(y**2, axis=1, keepdims=True)
+    assert np.corrcoef(pointers(scale, y)[:, 0], scale[:, 0])[0, 1] > 0.9
 
 
 def test_points_depend_on_the_data_and_on_no_value_of_their_own(rng):

@@ -2,10 +2,11 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import quincunx as qx
 import quincunx.distributions as dist
-from quincunx.inference.diagnostics.convergence import convergence
+from quincunx.inference.diagnostics.convergence import Convergence, convergence
 from quincunx.inference.diagnostics.verdict import judge
 from quincunx.inference.method import Kind
 
@@ -36,6 +37,10 @@ def test_constant_draws_have_no_effective_sample(rng):
     draws = {"a": good(rng), "b": np.full((4, 1000), 0.3)}
     found = convergence(draws)
     assert found.ess_bulk[1] == found.ess_tail[1] == 0
+    assert found.constant.tolist() == [False, True]
+    apart = convergence({"b": np.arange(4.0)[:, None] + np.zeros(1000)})
+    assert apart.stuck.all()
+    assert not apart.constant.any()  # each chain is somewhere else
     result = verdict(draws)
     assert result.status == "failed"
     assert "'b' is constant" in result.reasons[0]
@@ -56,6 +61,12 @@ def test_non_finite_draws_fail(rng):
     result = verdict({"a": draws})
     assert result.status == "failed"
     assert "NaN or infinite" in result.reasons[0]
+
+
+def test_one_density_that_is_not_finite_fails(rng):
+    lp = np.zeros((4, 1000))
+    lp[1, 7] = np.nan
+    assert verdict({"a": good(rng)}, lp=lp).status == "failed"
 
 
 def test_chains_in_two_modes_fail(rng):
@@ -88,6 +99,53 @@ def test_divergences_depth_and_energy(rng):
     assert "tree depth" in verdict(draws, reached_max_tree_depth=deep).reasons[0]
     energy = np.cumsum(rng.normal(size=(4, 1000)), axis=1)
     assert "E-BFMI" in verdict(draws, energy=energy).reasons[0]
+
+
+def test_one_slow_chain_shows_in_the_energy_and_fast_ones_do_not(rng):
+    energy = rng.normal(size=(4, 1000))
+    assert verdict({"a": good(rng)}, energy=energy).status == "ok"
+    energy[2] = np.cumsum(energy[2])
+    assert "E-BFMI" in verdict({"a": good(rng)}, energy=energy).reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("bulk", "tail", "r_hat", "chains", "words"),
+    [
+        (401, 401, 1.009, 4, []),
+        (399, 401, 1.0, 4, ["suspect", "Bulk ESS is 399 for 'b' (below 400"]),
+        (401, 399, 1.0, 4, ["suspect", "Tail ESS is 399 for 'b'"]),
+        (401, 39, 1.0, 4, ["failed", "Tail ESS is 39 for 'b'"]),
+        (401, 401, 1.02, 4, ["suspect", "R-hat is 1.020 for 'b' (above 1.01)"]),
+        (401, 401, 1.06, 4, ["failed", "R-hat is 1.06 for 'b' (above 1.05)"]),
+        (399, 39, 1.02, 4, ["failed", "Tail ESS is 39"]),
+        (401, 401, 1.02, 1, ["suspect", "One chain"]),
+    ],
+)
+def test_thresholds_are_those_that_are_told(bulk, tail, r_hat, chains, words):
+    """The worst of three parameters is judged, and a deterministic one is not."""
+    yes, no = np.ones(3, bool), np.zeros(3, bool)
+    found = Convergence(
+        ["a", "b", "c"],
+        np.array([900.0, bulk, 0.0]),
+        np.array([900.0, tail, 0.0]),
+        np.array([1.0, r_hat, np.inf]),
+        yes,
+        no,
+        no,
+    )
+    result = judge(found, stats(chains), np.array([True, True, False]), Kind.EXACT)
+    assert result.status == (words[0] if words else "ok")
+    assert len(result.reasons) == (0 if not words else 3 if bulk < 400 and tail < 40 else 1)
+    assert all(word in result.reasons[0] for word in words[1:])
+
+
+def test_chains_of_different_widths_and_slow_tails_are_seen(rng):
+    """Means alone agree in both cases."""
+    wide = convergence({"a": good(rng) * np.array([1, 1, 1, 3])[:, None]})
+    assert wide.r_hat[0] > 1.05
+    size = np.repeat(rng.choice((1.0, 5.0), size=(4, 20)), 200, axis=1)
+    slow = convergence({"a": rng.normal(size=(4, 4000)) * size})
+    assert slow.ess_tail[0] < 0.3 * slow.ess_bulk[0]
 
 
 def test_agreement_never_makes_a_biased_method_ok(rng):

@@ -7,11 +7,17 @@ import pytest
 
 import quincunx as qx
 from quincunx.inference.diagnostics.importance import (
+    Evidence,
+    Importance,
+    bounds,
     diagnose,
+    effective_size,
     equal_weights,
+    judge_weights,
     log_evidence,
     pareto_smoothed,
 )
+from quincunx.inference.diagnostics.lineages import effective_sizes
 from tests.scenarios import conjugate, conjugate_posterior
 
 Y = np.array([0.3, 1.9, 2.2, -0.4, 1.1])
@@ -188,20 +194,137 @@ def test_pareto_smoothing_changes_the_tail_alone(rng):
     assert np.ptp(shift[-90:]) > 0
 
 
-def test_dependent_draws_take_their_error_from_batches(rng):
-    batches = np.log(rng.lognormal(size=(8, 1))) + np.zeros((8, 500))
-    means = np.exp(batches[:, 0])
-    expected = means.std(ddof=1) / 8**0.5 / means.mean()
-    assert log_evidence(batches, independent=False).error == pytest.approx(expected)
-    assert log_evidence(batches).error < expected / 10
+def test_weights_that_are_the_same_in_a_batch_are_kept(rng):
+    """After a last resampling they are; the Pareto law's scale may then not be found."""
+    for share in (90, 100, 104, 110, 300):
+        log_weight = np.sort(rng.normal(scale=0.3, size=1200))
+        log_weight[-10 - share : -10] = log_weight[-11]
+        smoothed, k = pareto_smoothed(rng.permutation(log_weight).reshape(4, 300))
+        assert np.isfinite(smoothed).all()
+        assert np.exp(smoothed).sum() == pytest.approx(1)
+        assert not np.isnan(k)
+
+
+def resampled(rng, batches, n):
+    """Particles of N(0, 4.0^2), resampled to N(0, 1) and moved a little: log weights, origins."""
+    x = 4.0 * rng.normal(size=(batches, n))
+    log_weight = -0.5 * x**2 + 0.5 * (x / 4.0) ** 2 + np.log(4.0)
+    total = np.log(np.exp(log_weight).mean(axis=1, keepdims=True))
+    origin = np.stack([equal_weights(each, rng) for each in log_weight])
+    x = np.take_along_axis(x, origin, axis=1)
+    x = 0.95 * x + np.sqrt(1 - 0.95**2) * rng.normal(size=x.shape)
+    return x, total + np.zeros_like(x), origin
+
+
+def test_errors_of_resampled_draws_are_those_of_repetitions(rng):
+    """The last weights are even: without lineages each draw would count as one."""
+    means, evidences, sizes, errors = [], [], [], []
+    for _ in range(400):
+        x, log_weight, origin = resampled(rng, 3, 200)
+        means.append(x.mean())
+        sizes.append(effective_sizes(x[..., None], log_weight, origin)[0].item())
+        found = log_evidence(log_weight, origin)
+        evidences.append(found.value)
+        errors.append(found.error)
+        assert effective_size(log_weight) == pytest.approx(600, rel=0.1)
+    size = 1 / np.var(means)
+    assert size < 450
+    assert np.mean(sizes) == pytest.approx(size, rel=0.2)
+    assert np.mean(errors) == pytest.approx(np.std(evidences), rel=0.2)
+
+
+def test_tails_of_resampled_draws_have_sizes_of_their_own(rng):
+    low, high, sizes = [], [], []
+    for _ in range(200):
+        x, log_weight, origin = resampled(rng, 1, 600)
+        low.append(np.mean(x < -1.645))
+        high.append(np.mean(x < 1.645))
+        sizes.append(effective_sizes(x[..., None], log_weight, origin)[1].item())
+    assert np.mean(sizes) == pytest.approx(
+        0.05 * 0.95 / np.mean([np.var(low), np.var(high)]), rel=0.3
+    )
+
+
+def test_draws_with_origins_of_their_own_are_independent(rng):
+    log_weight, origin = rng.normal(size=(4, 500)), np.tile(np.arange(500), (4, 1))
+    values = rng.normal(size=(4, 500, 2))
+    apart = log_evidence(log_weight, origin), log_evidence(log_weight)
+    assert apart[0].value == pytest.approx(apart[1].value)
+    assert apart[0].error == pytest.approx(apart[1].error, rel=0.05)
+    bulk, tail = effective_sizes(values, log_weight, origin)
+    assert bulk == pytest.approx(effective_size(log_weight), rel=0.2)
+    assert (tail <= effective_size(log_weight) * (1 + 1e-9)).all()
+    constant = effective_sizes(np.ones((4, 500, 1)), log_weight, origin)
+    assert constant[0].item() == pytest.approx(effective_size(log_weight))
+
+
+def test_one_family_is_worth_next_to_nothing(rng):
+    """Half of the draws descend from one particle."""
+    origin = np.where(np.arange(400) < 200, 0, np.arange(400))[None]
+    values = np.where(np.arange(400) < 200, 2.0, rng.normal(size=400))[None, :, None]
+    bulk, _ = effective_sizes(values, np.zeros((1, 400)), origin)
+    assert bulk.item() < 10
+    density = qx.compile(conjugate, {"y": Y})
+    fit = qx.Fit.weighted(
+        density, values[0], np.zeros(400), method=Fitted(), costs={}, origin=origin[0]
+    )
+    assert fit.importance.ess == pytest.approx(400)
+    assert fit.verdict.status == "failed"
+    assert "descend from few particles: for 'mu'" in str(fit.verdict)
+    assert fit.summary()["ess_bulk"].item() == fit.convergence.ess_bulk.item() == fit.worth()[0]
 
 
 def test_infinite_weights_are_told():
     log_weight = np.zeros((1, 100))
-    log_weight[0, 3] = np.nan
+    log_weight[0, 3], log_weight[0, 4] = np.nan, np.inf
     found = diagnose(log_weight)
-    assert found.nonfinite == 1
-    assert found.log_evidence.value == pytest.approx(np.log(0.99))
+    assert found.nonfinite == 2
+    assert found.log_evidence.value == pytest.approx(np.log(0.98))
+    assert np.isnan(found.elbo)
+
+
+def test_figures_of_weights_are_those_of_their_formulas(rng):
+    log_weight = 3 + rng.normal(size=(2, 2000))
+    weights = np.exp(log_weight)
+    found = diagnose(log_weight)
+    assert found.ess == pytest.approx(weights.sum() ** 2 / np.sum(weights**2))
+    assert found.share == pytest.approx(found.ess / 4000)
+    assert found.largest == pytest.approx(np.exp(pareto_smoothed(log_weight)[0]).max())
+    assert found.elbo == pytest.approx(log_weight.mean())
+    assert found.log_evidence.value == pytest.approx(np.log(weights.mean()))
+    dependent = diagnose(log_weight, origin=np.tile(np.arange(2000), (2, 1)))
+    assert dependent.log_evidence.value == pytest.approx(np.log(weights.mean()))
+    assert np.isnan(dependent.elbo)
+    stages = np.stack([log_weight, 4 * log_weight], axis=1)
+    assert diagnose(log_weight, stages).pareto_k > found.pareto_k + 0.5
+    assert diagnose(4 * log_weight, stages).pareto_k > found.pareto_k + 0.5
+    both = bounds(log_weight[0], 1 + log_weight[1])
+    error = log_weight.std(axis=1, ddof=1) / 2000**0.5
+    assert both.lower == pytest.approx((log_weight[0].mean(), error[0]))
+    assert both.upper == pytest.approx((1 + log_weight[1].mean(), error[1]))
+    back = weights[1]
+    assert both.share == pytest.approx(1 / (back.mean() * np.mean(1 / back)))
+    assert bounds(np.zeros(50), np.zeros(50)).share == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("k", "ess", "size", "status", "word"),
+    [
+        (0.69, 101, 4000, "ok", ""),
+        (0.71, 101, 4000, "suspect", "above 0.70"),
+        (1.01, 101, 4000, "failed", "above 1"),
+        (np.nan, 101, 4000, "failed", "no finite mean"),
+        (0.55, 101, 200, "ok", ""),
+        (0.6, 101, 200, "suspect", "above 0.57"),
+        (0.1, 99, 4000, "suspect", "99 effective"),
+        (0.1, 9, 4000, "failed", "9 effective"),
+    ],
+)
+def test_thresholds_of_weights_are_those_that_are_told(k, ess, size, status, word):
+    found = Importance(Evidence(0.0, 0.1), ess, ess / size, k, 0.1, 0.0, 0)
+    result = judge_weights(found, size)
+    assert result.status == status
+    assert word in result.reasons[0] or not word
 
 
 def test_resampling_counts_are_within_one_of_their_means(rng):
@@ -209,6 +332,12 @@ def test_resampling_counts_are_within_one_of_their_means(rng):
     weights = np.exp(log_weight) / np.exp(log_weight).sum()
     counts = np.bincount(equal_weights(log_weight, rng), minlength=200)
     assert (np.abs(counts - 200 * weights) < 1).all()
+
+
+def test_resampled_draws_are_in_random_order(rng):
+    """Copies of a draw that stood together would pass for a chain that sticks."""
+    chosen = equal_weights(rng.normal(size=1000), rng)
+    assert abs(np.corrcoef(chosen[1:], chosen[:-1])[0, 1]) < 0.15
 
 
 def test_one_function_makes_the_fit_of_any_weighted_draws():

@@ -16,6 +16,7 @@ from quincunx.engine.density import Density, compile
 from quincunx.engine.errors import MethodError, QuincunxError, listing
 from quincunx.inference import registry
 from quincunx.inference.comparison.measure import (
+    DIFFERS,
     LEVEL,
     MOST_TESTS,
     Measures,
@@ -233,8 +234,11 @@ def _compared(
     }
     tests = sum(len(measures.p_values) for measures in found.values())
     words, reasons = {}, {}
-    for name, measures in found.items():
-        words[name], reasons[name] = decide(fits[name], standard, measures, tests)
+    for name in sorted(found, key=lambda name: not found[name].is_reference):
+        words[name], reasons[name] = decide(fits[name], standard, found[name], tests)
+        if standard is not None and found[name].is_reference and words[name] == DIFFERS:
+            standard = dataclasses.replace(standard, status="failed")
+    reasons = {name: reasons[name] for name in found}
     errors = {name: measures.errors for name, measures in found.items()}
     label = "" if standard is None else standard.label
     return Comparison(_table(found, words, peaks), reasons, errors, label, left_out, fits)

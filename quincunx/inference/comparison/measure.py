@@ -123,22 +123,26 @@ def stein(
     rng: np.random.Generator,
 ) -> SteinTest | None:
     """Kernel Stein discrepancy; `None` where it cannot be had."""
-    if density is None or sample.z is None or len(sample.kept) < _LEAST:
+    if density is None or sample.z is None or lacks_gradient(density) is not None:
         return None
-    if lacks_gradient(density) is not None:
+    weight = None
+    if sample.particles is not None and sample.ess is not None:
+        found = sample.particles.some(_MOST_SCORES, rng)
+        z, weight, block = found.z, found.weight, np.unique(found.descent, return_inverse=True)[1]
+        enough = min(sample.ess, len(np.unique(block))) >= _LEAST
+    else:
+        enough = len(sample.kept) >= _LEAST
+        z = _part(sample) if enough else np.zeros((0, 0))
+        block = np.arange(len(z)) // BLOCK
+    if not enough:
         return None
-    z = _part(sample)
     white = Whitening.of(sample.z.reshape(-1, z.shape[-1])) if white is None else white
     score = np.asarray(
         jax.device_get(log_density_and_scores(density.unconstrained, jnp.asarray(z))[1])
     )
     if not np.isfinite(score).all():
         return None
-    x, scores = white.positions(z), white.scores(score)
-    if sample.ess is None:
-        return stein_test(x, scores, np.arange(len(z)) // BLOCK, level, rng)
-    copies = np.unique(z, axis=0, return_inverse=True)[1].reshape(-1)
-    return stein_test(x, scores, copies, level, rng, within=False)
+    return stein_test(white.positions(z), white.scores(score), block, level, rng, weight)
 
 
 def _part(sample: Sample) -> np.ndarray:
@@ -220,7 +224,7 @@ def figures(fit: Fit) -> dict[str, Any]:
         "kind": fit.kind.value,
         "verdict": fit.verdict.status,
         "ess_bulk": bulk,
-        "ess_tail": np.nan if weighted else tail,
+        "ess_tail": tail,
         "r_hat": np.nan if weighted else float(found.r_hat[free].max(initial=-np.inf)),
         "pareto_k": np.nan,
         "log_evidence": np.nan,
@@ -371,6 +375,8 @@ def _resolved(agreed: Agreement, tests: int) -> tuple[str, tuple[str, ...]]:
         visible = critical * np.nan_to_num(agreed.table[f"{what}_error"].to_numpy(), nan=np.inf)
         at = int(np.argmax(visible))
         if visible[at] > _RESOLVED:
-            reason = f"Too few effective draws: the {label} of '{names[at]}' could be off by "
-            return UNSURE, (reason + f"{visible[at]:.2g} and it would not show.",)
+            unit = " posterior sds" if what == "mean" else ""
+            reason = "Too few effective draws, of the fit or of the reference: the "
+            reason += f"{label} of '{names[at]}' could be off by {visible[at]:.2g}{unit} and it "
+            return UNSURE, (reason + "would not show.",)
     return AGREES, ()

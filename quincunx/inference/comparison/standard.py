@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,12 +16,14 @@ from quincunx.inference.diagnostics.agreement import Moments
 from quincunx.inference.diagnostics.convergence import flatten
 from quincunx.inference.diagnostics.discrepancy import Whitening
 from quincunx.inference.diagnostics.independence import BLOCK, slowest, thinned
+from quincunx.inference.diagnostics.lineages import descents
 from quincunx.inference.diagnostics.scores import positions
 from quincunx.inference.fit import Fit
-from quincunx.inference.weighted import is_weighted
+from quincunx.inference.weighted import WEIGHTED, WEIGHTS, is_weighted
 
 _MOST = 16_000  # draws that are looked at
 _EXACT_DRAWS = 4000
+_SPARSE = 5  # weighted draws are as noisy as their weights, however few are looked at
 _LEAST = 4  # draws of a chain without which nothing can be said
 
 
@@ -43,6 +46,44 @@ class Answers(Protocol):
 
 
 @dataclass(frozen=True)
+class Particles:
+    """Weighted draws as they were made.
+
+    Attributes:
+        z: flat unconstrained positions, `(n, dim)`.
+        weight: normalised, `(n,)`.
+        descent: the particle of the start that each one descends from, `(n,)`.
+    """
+
+    z: np.ndarray
+    weight: np.ndarray
+    descent: np.ndarray
+
+    @classmethod
+    def of_fit(cls, fit: Fit, density: Density) -> Particles | None:
+        """Those of a fit that count; `None` where there are none, or they have no positions."""
+        stats = fit.tree[WEIGHTS].to_dataset()
+        weight = np.exp(stats["log_weight_smoothed"].values).reshape(-1)
+        every = fit.tree[WEIGHTED].to_dataset()
+        draws = {str(name): array.values for name, array in every.items()}
+        z = _flat(draws, density)
+        if z is None or not weight.any():
+            return None
+        descent = np.arange(weight.size)
+        if "origin" in stats:
+            descent = descents(stats["origin"].values)
+        z, used = z.reshape(weight.size, -1), weight > 0
+        return cls(z[used], weight[used], descent[used])
+
+    def some(self, most: int, rng: np.random.Generator) -> Particles:
+        """Whole families, drawn at random, of so many particles."""
+        order = rng.permutation(self.descent.max() + 1)[self.descent]
+        sizes = np.bincount(order)
+        chosen = order < np.searchsorted(np.cumsum(sizes), most, side="right")
+        return Particles(self.z[chosen], self.weight[chosen], self.descent[chosen])
+
+
+@dataclass(frozen=True)
 class Sample:
     """Draws in the two forms that tests take.
 
@@ -52,6 +93,7 @@ class Sample:
         ess: effective sample size of draws that are of no chain; `None` for chains.
         z: flat unconstrained positions, `(chain, draw, dim)`; `None` where they cannot be had.
         kept: indices into all positions, near enough to independent, in blocks of `BLOCK`.
+        particles: of weighted draws, as they were made; `None` for others.
     """
 
     names: list[str]
@@ -59,6 +101,7 @@ class Sample:
     ess: float | None
     z: np.ndarray | None
     kept: np.ndarray
+    particles: Particles | None = None
 
     @classmethod
     def of_fit(cls, fit: Fit, density: Density | None) -> Sample:
@@ -68,11 +111,15 @@ class Sample:
             fit: the fit.
             density: the model; without it positions are the draws themselves.
         """
-        ess = None
-        if is_weighted(fit.tree):
-            ess = float(fit.convergence.ess_bulk.min(initial=math.inf))
         draws = {str(name): array.values for name, array in fit.posterior.items()}
-        return cls._of({name: _thin(array) for name, array in draws.items()}, density, ess)
+        fewer = {name: _thin(array) for name, array in draws.items()}
+        if not is_weighted(fit.tree):
+            return cls._of(fewer, density, None)
+        count, kept = (np.prod(next(iter(d.values())).shape[:2]) for d in (draws, fewer))
+        size = min(fit.worth()[0], float(count))
+        ess = float(size / (1 + size * (1 / kept - 1 / count)))  # draws left out add error
+        particles = None if density is None else Particles.of_fit(fit, density)
+        return dataclasses.replace(cls._of(fewer, density, ess, _SPARSE), particles=particles)
 
     @classmethod
     def of_exact_draws(cls, draws: Mapping[str, Any], density: Density | None) -> Sample:
@@ -82,7 +129,14 @@ class Sample:
         return cls._of(one, density, float(count))
 
     @classmethod
-    def _of(cls, draws: dict[str, np.ndarray], density: Density | None, ess: float | None) -> Any:
+    def _of(
+        cls,
+        draws: dict[str, np.ndarray],
+        density: Density | None,
+        ess: float | None,
+        sparse: float = 1.0,
+    ) -> Sample:
+        """Of draws `(chain, draw, ...)`, of which one in `sparse` may be kept."""
         names, values = flatten(draws)
         if values.shape[1] < _LEAST:
             return cls(names, None, ess, None, np.zeros(0, int))
@@ -95,7 +149,7 @@ class Sample:
         if ess is None:
             kept = thinned(number, chains, slowest(z))
         else:
-            kept = thinned(number * chains, 1, min(ess, number * chains))
+            kept = thinned(number * chains, 1, min(ess, number * chains) / sparse)
         return cls(names, values, ess, z, kept)
 
     @property

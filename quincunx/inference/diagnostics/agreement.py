@@ -13,7 +13,7 @@ ranks in both sets together.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -137,30 +137,33 @@ def _p_value(z: np.ndarray) -> float:
 
 def heavy_tailed(values: np.ndarray) -> np.ndarray:
     """Which parameters of `(draw, parameter)` have no finite error of their variance."""
+    return np.array([max(map(_shape, (column, -column))) > _HEAVY for column in values.T], bool)
+
+
+def _shape(values: np.ndarray) -> float:
+    """Pareto k of the upper tail; minus infinity where there is none, as of an indicator."""
     from arviz_stats.base import array_stats  # slow to import
 
-    varies = np.ptp(values, axis=0) > 0
-    found = np.zeros(values.shape[1], bool)
-    if varies.any():
-        entries = values[:, varies].T
-        centred = entries - np.median(entries, axis=1, keepdims=True)
-        with np.errstate(all="ignore"):  # NaN where many draws are the same
-            shape = np.atleast_1d(array_stats.pareto_khat(centred[:, None, :]))
-        found[varies] = shape > _HEAVY
-    return found
+    if np.ptp(values) == 0:
+        return -np.inf
+    try:
+        with np.errstate(all="ignore"):  # a fit that comes to nothing gives k = NaN
+            k: Any = array_stats.pareto_khat(values[None], tail="right")
+    except ValueError:  # all draws of the tail are the same
+        return -np.inf
+    return -np.inf if np.isnan(k) else float(k)
 
 
 def normal_scores(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Draws of one parameter as normal quantiles of their ranks in both sets.
 
-    Each set has half of the weight, however many draws it has.
+    Each set has half of the weight, however many draws it has. Equal draws share their rank.
     """
     pooled = np.concatenate([first.ravel(), second.ravel()])
     weight = np.concatenate(
         [np.full(first.size, 0.5 / first.size), np.full(second.size, 0.5 / second.size)]
     )
-    order = np.argsort(pooled, kind="stable")
-    level = np.empty_like(pooled)
-    level[order] = np.cumsum(weight[order]) - 0.5 * weight[order]
-    scores = special.ndtri(level)
+    values, place = np.unique(pooled, return_inverse=True)
+    total = np.bincount(place, weight, len(values))
+    scores = special.ndtri(np.cumsum(total) - 0.5 * total)[place]
     return scores[: first.size].reshape(first.shape), scores[first.size :].reshape(second.shape)

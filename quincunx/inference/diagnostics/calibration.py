@@ -87,18 +87,3 @@ def autocorrelation(draws: np.ndarray) -> np.ndarray:
     variance = np.maximum(np.mean(centred**2, axis=1), 1e-300)
     successive = np.mean(centred[:, 1:] * centred[:, :-1], axis=1) / variance
     return successive.mean(axis=0) + 1 / draws.shape[1]  # the bias of estimated means
-
-
-def distinct_size(values: np.ndarray, log_weight: np.ndarray) -> float:
-    """Effective size (sum w)^2 / sum w^2 of weighted draws, copies of one counted as one.
-
-    Args:
-        values: `(draw, dim)`.
-        log_weight: `(draw,)`.
-    """
-    _, group = np.unique(values, axis=0, return_inverse=True)
-    top = np.max(log_weight)
-    if not np.isfinite(top):
-        return 0.0
-    weights = np.bincount(group.reshape(-1), weights=np.exp(log_weight - top))
-    return float(weights.sum() ** 2 / np.sum(weights**2))

@@ -47,15 +47,15 @@ class Convergence(NamedTuple):
 
 def flatten(draws: Mapping[str, Any]) -> tuple[list[str], np.ndarray]:
     """Scalar parameters as columns: names and an array `(chain, draw, parameter)`."""
-    names, columns = [], []
-    for found, values in _columns(draws):
+    names, parts = [], []
+    for found, values in columns(draws):
         names += found
-        columns.append(values)
-    stacked = np.concatenate(columns, axis=-1) if columns else np.zeros((1, 0, 0))
+        parts.append(values)
+    stacked = np.concatenate(parts, axis=-1) if parts else np.zeros((1, 0, 0))
     return names, stacked
 
 
-def _columns(draws: Mapping[str, Any]) -> Iterator[tuple[list[str], np.ndarray]]:
+def columns(draws: Mapping[str, Any]) -> Iterator[tuple[list[str], np.ndarray]]:
     """Scalar parameters a few at a time, so that draws on disk need not fit in memory."""
     for name, values in draws.items():
         if values.dtype.kind not in "biuf":
@@ -77,7 +77,7 @@ def _columns(draws: Mapping[str, Any]) -> Iterator[tuple[list[str], np.ndarray]]
 
 def convergence(draws: Mapping[str, Any]) -> Convergence:
     """Diagnose draws by site, each of shape `(chain, draw, ...)`, in memory or on disk."""
-    parts = [_diagnose(names, values) for names, values in _columns(draws)]
+    parts = [_diagnose(names, values) for names, values in columns(draws)]
     if not parts:
         parts = [_diagnose([], np.zeros((1, 0, 0)))]
     names = [name for part in parts for name in part.names]

@@ -14,8 +14,8 @@ successive draws, the same in all of the block,
     B = 1 / (n (n - 1)) sum_(i != j) W_i W_j k_p(i, j),    W = -1 or 1,
 
 has the law of the statistic under exact draws, as far as blocks are independent of each other.
-Draws that were resampled by weights come in copies. Those of one are a block, and only pairs of
-different draws count: on average each of these counts by the product of both weights.
+A pair of weighted draws counts by the product of both weights. Draws that descend from one
+particle are a block, and only pairs of different blocks count.
 
 Two caveats: the discrepancy is blind to the weights of modes far from each other, since the score
 sees only one of them at a time; and its power falls with the dimension.
@@ -40,7 +40,8 @@ class Whitening(NamedTuple):
 
     Attributes:
         centre: the mean, `(dim,)`.
-        factor: lower-triangular factor of the covariance, `(dim, dim)`.
+        factor: lower-triangular factor of the covariance, `(dim, dim)`; `(dim,)`, scales alone,
+            where draws are few.
     """
 
     centre: np.ndarray
@@ -53,19 +54,21 @@ class Whitening(NamedTuple):
         variance = z.var(axis=0)
         variance = np.where(variance > 0, variance, 1.0)
         if count <= 4 * dim:
-            return cls(z.mean(axis=0), np.diag(np.sqrt(variance)))
+            return cls(z.mean(axis=0), np.sqrt(variance))
         covariance = np.atleast_2d(np.cov(z, rowvar=False))
         factor = np.linalg.cholesky(covariance + np.diag(1e-10 * variance))
         return cls(z.mean(axis=0), factor)
 
     def positions(self, z: np.ndarray) -> np.ndarray:
         """Positions `(..., dim)` in the new coordinates."""
+        if self.factor.ndim == 1:
+            return (z - self.centre) / self.factor
         flat = (z - self.centre).reshape(-1, len(self.centre))
         return np.linalg.solve(self.factor, flat.T).T.reshape(z.shape)
 
     def scores(self, score: np.ndarray) -> np.ndarray:
         """Gradients `(n, dim)` of the log density in the new coordinates."""
-        return score @ self.factor
+        return score * self.factor if self.factor.ndim == 1 else score @ self.factor
 
 
 class SteinTest(NamedTuple):
@@ -126,8 +129,7 @@ def stein_test(
     block: np.ndarray,
     level: float,
     rng: np.random.Generator,
-    *,
-    within: bool = True,
+    weight: np.ndarray | None = None,
 ) -> SteinTest:
     """The U-statistic and its p-value.
 
@@ -137,18 +139,24 @@ def stein_test(
         block: for each draw the number of its block, `(n,)`.
         level: the smallest p-value that has to be told from smaller ones.
         rng: for the bootstrap's signs.
-        within: whether pairs of one block count; copies of one draw must not.
+        weight: of weighted draws, `(n,)`; pairs of one block, which descend from one particle,
+            then do not count.
     """
     count, blocks = len(x), int(block.max()) + 1
     kernel = stein_kernel(x, s, float(x.shape[1]))
-    left_out = np.eye(count, dtype=bool) if within else block[:, None] == block
-    kernel[left_out] = 0.0
+    left_out = np.eye(count, dtype=bool)
+    mass = np.ones((count, count))
+    if weight is not None:
+        left_out = block[:, None] == block
+        mass = weight[:, None] * weight
+    mass[left_out] = 0.0
+    kernel *= mass
     member = np.zeros((blocks, count))
     member[block, np.arange(count)] = 1.0
     between = member @ kernel @ member.T
     number = max(_RESAMPLED, math.ceil(2 / level))
     signs = rng.choice((-1.0, 1.0), size=(number, blocks))
-    pairs = max(count**2 - int(left_out.sum()), 1)
+    pairs = max(float(mass.sum()), np.finfo(float).tiny)
     found = float(between.sum()) / pairs
     resampled = np.einsum("rb,rb->r", signs @ between, signs) / pairs
     return SteinTest(found, float(1 + np.sum(resampled >= found)) / (1 + number))

@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from quincunx.inference.diagnostics.lineages import relative_variances
 from quincunx.inference.diagnostics.verdict import Finding, Verdict
 
 _RELIABLE, _USELESS = 0.7, 1.0
@@ -52,7 +53,7 @@ class Importance(NamedTuple):
 
     Attributes:
         log_evidence: the evidence.
-        ess: effective sample size.
+        ess: effective sample size, as if draws were independent.
         share: effective sample size, as a share of the draws.
         pareto_k: shape of the law of the largest weights; the worst of all stages for a method
             that resamples.
@@ -121,8 +122,10 @@ def pareto_smoothed(log_weight: np.ndarray) -> tuple[np.ndarray, float]:
 
         try:
             with np.errstate(all="ignore"):  # a fit that comes to nothing gives k = NaN
-                values, found = array_stats.psislw(-values)
+                fitted, found = array_stats.psislw(-values)
             k = float(found)
+            if np.isfinite(fitted).all():  # it is not where many weights are the tail's least one
+                values = fitted
         except ValueError:  # all weights of the tail are the same, or nothing beside the largest
             k = np.inf if effective_size(values) < _LEAST else -np.inf
     smoothed[kept] = values - _log_sum(values)
@@ -135,29 +138,29 @@ def effective_size(log_weight: np.ndarray) -> float:
     return float(np.exp(2 * _log_sum(flat) - _log_sum(2 * flat))) if flat.size else 0.0
 
 
-def log_evidence(log_weight: np.ndarray, *, independent: bool = True) -> Evidence:
+def log_evidence(log_weight: np.ndarray, origin: np.ndarray | None = None) -> Evidence:
     """Log of the mean weight, with the error of the delta method.
 
     Args:
         log_weight: `(batch, n)`.
-        independent: whether draws of a batch are independent of each other; if not, the error is
-            that of the mean over batches, NaN where there is one.
+        origin: as in `diagnose`; the error is then from lineages.
     """
     values = np.where(np.isfinite(log_weight), log_weight, -np.inf).astype(float)
     if not np.isfinite(values).any():
         return Evidence(-np.inf, np.nan)
-    if not independent:
-        values = np.array([_log_sum(batch) - np.log(batch.size) for batch in values])
-    values = values.reshape(-1)
-    value = _log_sum(values) - np.log(values.size)
+    value = _log_sum(values.reshape(-1)) - np.log(values.size)
     if values.size < 2:
         return Evidence(float(value), np.nan)
-    relative = np.std(np.exp(values - value), ddof=1) / values.size**0.5
-    return Evidence(float(value), float(relative))
+    if origin is None:
+        relative = np.std(np.exp(values - value), ddof=1) / values.size**0.5
+        return Evidence(float(value), float(relative))
+    share = np.exp([_log_sum(batch) for batch in values] - value) / values.size
+    variance = float(share**2 @ relative_variances(values, origin))
+    return Evidence(float(value), variance**0.5)
 
 
 def diagnose(
-    log_weight: np.ndarray, tempered: np.ndarray | None = None, *, independent: bool = True
+    log_weight: np.ndarray, tempered: np.ndarray | None = None, origin: np.ndarray | None = None
 ) -> Importance:
     """All figures.
 
@@ -165,22 +168,23 @@ def diagnose(
         log_weight: `(batch, n)`.
         tempered: log weights before each resampling, `(batch, stage, n)`, NaN where there was
             none.
-        independent: whether draws of a batch are independent of each other.
+        origin: the particle of the start of its batch that each draw descends from, `(batch, n)`;
+            `None` where draws are independent.
     """
     smoothed, k = pareto_smoothed(log_weight)
     if tempered is not None:
         stages = tempered.reshape(-1, tempered.shape[-1])
         shapes = [pareto_smoothed(stage)[1] for stage in stages if np.isfinite(stage).any()]
-        k = max([k, *shapes])
+        k = float(np.max([k, *shapes]))
     ess = effective_size(log_weight)
     finite = np.isfinite(log_weight)
     return Importance(
-        log_evidence(log_weight, independent=independent),
+        log_evidence(log_weight, origin),
         ess,
         ess / log_weight.size,
         k,
         float(np.exp(smoothed.max())) if finite.any() else 1.0,
-        float(np.mean(log_weight)) if independent and finite.all() else np.nan,
+        float(np.mean(log_weight)) if origin is None and finite.all() else np.nan,
         int(np.sum(np.isnan(log_weight) | (log_weight == np.inf))),
     )
 
@@ -193,12 +197,19 @@ def equal_weights(log_weight: np.ndarray, rng: np.random.Generator) -> np.ndarra
     return rng.permutation(np.minimum(np.searchsorted(cumulative, points), flat.size - 1))
 
 
-def judge_weights(found: Importance, size: int, outcome: str = "", skipped: int = 0) -> Verdict:
+def judge_weights(
+    found: Importance,
+    size: int,
+    outcome: str = "",
+    skipped: int = 0,
+    least: tuple[float, str] = (np.inf, ""),
+) -> Verdict:
     """Judge weighted draws.
 
     Args:
         found: what their weights say.
         size: their number.
+        least: of draws that were resampled, the smallest effective size, and its parameter.
         outcome: why the work ended before its plan, if it did.
         skipped: paths that were left out of training because they were not finite.
     """
@@ -219,6 +230,11 @@ def judge_weights(found: Importance, size: int, outcome: str = "", skipped: int 
         status = "failed" if found.ess < 10 else "suspect"
         reason = f"The weights leave {found.ess:.0f} effective draws (below 100)."
         findings.append(Finding(status, reason, "Draw more, or train longer."))
+    elif least[0] < 100:
+        status = "failed" if least[0] < 10 else "suspect"
+        reason = f"Draws descend from few particles: for '{least[1]}' they are worth "
+        reason += f"{least[0]:.0f} independent ones (below 100)."
+        findings.append(Finding(status, reason, "Draw more, or raise `moves`."))
     if found.nonfinite:
         reason = f"The log density was NaN or infinite at {found.nonfinite} draws, which count 0."
         findings.append(Finding("suspect", reason, "Look for NaN in the model's terms."))

@@ -53,8 +53,8 @@ def directions(dim: int, number: int, rng: np.random.Generator) -> np.ndarray:
     """Unit vectors `(number, dim)`, orthogonal in sets of `dim`, each uniform on the sphere."""
     if dim == 1:
         return np.ones((1, 1))
-    sets = -(-number // dim)
-    q, r = np.linalg.qr(rng.standard_normal((sets, dim, dim)))
+    sets, each = -(-number // dim), min(dim, number)
+    q, r = np.linalg.qr(rng.standard_normal((sets, dim, each)))
     q = q * np.sign(np.einsum("sii->si", r))[:, None, :]
     return np.swapaxes(q, 1, 2).reshape(-1, dim)[:number]
 

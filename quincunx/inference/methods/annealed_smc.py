@@ -57,17 +57,13 @@ class AnnealedSampler(Sampler):
     moves: int
     threshold: float
 
-    @property
-    def independent(self) -> bool:
-        """No: particles are resampled."""
-        return False
-
     def draw(self, density: Density, key: Array, n: int) -> Weighted:
         """Run n particles."""
         target = Target(density, self.whitening)
         options = {"moves": self.moves, "threshold": self.threshold}
         run = anneal(target, self.schedule, key, n, **options)
-        return Weighted(self.whitening.position(run.particles.y), run.log_weight, run.tempered)
+        z = self.whitening.position(run.particles.y)
+        return Weighted(z, run.log_weight, run.tempered, run.origin)
 
     def cost(self, n: int) -> tuple[int, int]:
         """One gradient for each particle and move."""

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from quincunx.inference.paths.resampling import effective_share, systematic
 from quincunx.inference.paths.target import Target, log_normal
@@ -70,6 +70,7 @@ class Annealed(NamedTuple):
         particles: at the end.
         log_weight: so that the mean weight estimates the evidence.
         tempered: log weights before each resampling, `(length, n)`, NaN where there was none.
+        origin: the particle of the start that each one descends from.
         spread: standard deviation of psi among the particles before each temperature's moves.
         step_sizes: as they were adapted, or as they were given.
         acceptance: of the moves at each temperature.
@@ -78,6 +79,7 @@ class Annealed(NamedTuple):
     particles: Particles
     log_weight: Float[Array, " n"]
     tempered: Float[Array, "length n"]
+    origin: Int[Array, " n"]
     spread: Float[Array, " length"]
     step_sizes: Float[Array, " length"]
     acceptance: Float[Array, " length"]
@@ -157,6 +159,7 @@ def anneal(
         look(target, y, gradient=gradient),
         jnp.zeros(n, y.dtype),
         jnp.full((length, n), jnp.nan, y.dtype),
+        jnp.arange(n),
         nothing,
         schedule.step_sizes,
         nothing,
@@ -194,6 +197,7 @@ def anneal(
             particles,
             log_weight,
             tempered,
+            run.origin[chosen],
             run.spread.at[k].set(spread),
             steps,
             run.acceptance.at[k].set(accepted),

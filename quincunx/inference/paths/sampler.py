@@ -63,11 +63,6 @@ class PathSampler(Sampler):
     moves: int = eqx.field(static=True)
 
     @property
-    def independent(self) -> bool:
-        """Not where particles are resampled."""
-        return not self.resample
-
-    @property
     def segments(self) -> int:
         """Parts of a path."""
         return self.sizes.shape[0]
@@ -79,18 +74,18 @@ class PathSampler(Sampler):
         start_key, key = jax.random.split(key)
         x = process.start(start_key, n)
         log_gamma, score = target.with_score(x)
-        first = (Particles(x, score, log_gamma), -process.log_start(x))
+        first = (Particles(x, score, log_gamma), -process.log_start(x), jnp.arange(n))
         cut = lambda leaf: leaf.reshape(self.segments, -1, *leaf.shape[1:])  # noqa: E731
         parts = (jnp.arange(self.segments), jax.tree.map(cut, process.plan()), self.sizes)
 
         def segment(carry: tuple, part: tuple) -> tuple[tuple, Array]:
-            particles, log_weight = carry
+            particles, log_weight, origin = carry
             index, plan, size = part
             keys = jax.random.split(jax.random.fold_in(key, index), 3)
             particles, ratio = self._steps(target, particles, plan, keys[0])
             log_weight = log_weight + ratio
             if not self.resample:
-                return (particles, log_weight), jnp.full(n, jnp.nan, x.dtype)
+                return (particles, log_weight, origin), jnp.full(n, jnp.nan, x.dtype)
             b = jax.tree.map(lambda leaf: leaf[-1], plan.after)
             level = process.annealed(b, particles.x, particles.log_gamma)
             total = log_weight + level
@@ -103,13 +98,16 @@ class PathSampler(Sampler):
             seen = jnp.where(poor, log_weight + level, jnp.nan)
             particles = self._moved(target, particles, b, size, keys[2])
             level = process.annealed(b, particles.x, particles.log_gamma)
-            return (particles, total - jnp.where(jnp.isfinite(level), level, 0.0)), seen
+            log_weight = total - jnp.where(jnp.isfinite(level), level, 0.0)
+            return (particles, log_weight, origin[chosen]), seen
 
-        (particles, log_weight), seen = jax.lax.scan(segment, first, parts)
+        (particles, log_weight, origin), seen = jax.lax.scan(segment, first, parts)
         log_weight = log_weight + process.last(particles.log_gamma)
         log_weight = jnp.where(jnp.isnan(log_weight), -jnp.inf, log_weight)
         z = self.whitening.position(particles.x)
-        return Weighted(z, log_weight, seen if self.resample else None)
+        if not self.resample:
+            return Weighted(z, log_weight)
+        return Weighted(z, log_weight, seen, origin)
 
     def forwards(self, density: Density, key: Array, n: int) -> Array:
         """Log weights of n whole paths, nothing resampled."""
