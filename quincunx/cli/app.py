@@ -195,7 +195,6 @@ def compare(
     """Judge methods side by side on one model; print the table, and write a report."""
     import quincunx as qx
     from quincunx.cli import inputs, report
-    from quincunx.inference.stopping import INTERRUPTED
 
     qx.configure(x64=x64)
     for path, suffixes in ((html, (".html", ".htm")), (out, (".nc",))):
@@ -215,13 +214,13 @@ def compare(
         key=key,
         progress=not quiet,
     )
-    typer.echo(str(found).rstrip())
+    report.show(found)
     if html is not None:
         typer.echo(f"written: {found.report(html)}")
     if out is not None:
         found.save(out)
         typer.echo(f"written: {out}")
-    if any(fit.verdict.outcome == INTERRUPTED for fit in found.fits.values()):
+    if found.interrupted:
         raise typer.Exit(130)
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from rich.console import Console
 
 from quincunx import models
 from quincunx.engine.errors import QuincunxError
+from quincunx.inference.comparison.result import Comparison
 from quincunx.inference.fit import Fit
 
 
@@ -37,6 +40,14 @@ def folder(path: Path) -> None:
         raise QuincunxError(f"Cannot make the folder '{path}': {error.strerror}.") from error
     if not os.access(path, os.W_OK):
         raise QuincunxError(f"The folder '{path}' cannot be written to.")
+
+
+def show(compared: Comparison) -> None:
+    """Print a comparison, in colours and at its width where there is a terminal."""
+    if sys.stdout.isatty():
+        Console().print(compared)
+    else:
+        print(str(compared).rstrip())
 
 
 def table(fit: Fit, rows: int, names: Sequence[str] | None = None) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console, ConsoleOptions
 from rich.table import Table
+from rich.text import Text
 
 from quincunx.engine.composite import ProximalTerm
 from quincunx.engine.density import Density, compile
@@ -65,13 +66,14 @@ class Explanation:
         return {"name": self.density.program.name, "rows": rows, "findings": self.findings()}
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
-        table = Table(title=f"model {self.density.program.name}", title_justify="left")
+        title = Text(f"model {self.density.program.name}", "table.title")
+        table = Table(title=title, title_justify="left")
         for column in ("site", "role", "distribution", "support", "shape", "dims", "plates"):
             table.add_column(column)
         for row in self.rows():
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
         yield table
-        yield from self.findings()
+        yield from map(Text, self.findings())
 
     def __str__(self) -> str:
         console = Console(width=110)

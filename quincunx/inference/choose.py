@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from quincunx.engine.density import Density, compile
+from quincunx.engine.errors import ModelError
 from quincunx.inference import registry
+from quincunx.inference.amortized.sources import check_simulable
 from quincunx.inference.method import Kind, Method
 
 _MANY_ROWS, _MANY_DIMS, _SLICED_DIMS, _ENSEMBLE_DIMS = 50_000, 1000, 50, 10
@@ -216,7 +218,7 @@ def choose(model: Callable[..., Any], data: Mapping[str, Any] | None = None) -> 
     rows.sort(key=lambda row: row[:2])
     columns = ["place", "method", "applies", "kind", "why"]
     table = pd.DataFrame(rows, columns=columns).set_index("method").drop(columns="place")
-    return Choice(table, _hints(facts))
+    return Choice(table, _hints(facts, simulable=_simulable(density)))
 
 
 def _judged(method: Method, facts: Facts) -> tuple[int, str]:
@@ -227,12 +229,22 @@ def _judged(method: Method, facts: Facts) -> tuple[int, str]:
     return place, f"{word}. {method.summary}"
 
 
-def _hints(facts: Facts) -> tuple[str, ...]:
+def _simulable(density: Density) -> bool:
+    """Whether data sets can be drawn from the model, as `amortize` does."""
+    try:
+        check_simulable(density)
+    except ModelError:
+        return False
+    return True
+
+
+def _hints(facts: Facts, *, simulable: bool) -> tuple[str, ...]:
     hints = [
         "Whether there are several modes cannot be seen from the model: run chains from "
         "overdispersed starts, and compare with a method of another family."
     ]
-    hints.append("For many data sets of one form, `qx.amortize` trains a sampler once for all.")
+    if simulable:
+        hints.append("For many data sets of one form, `qx.amortize` trains a sampler once for all.")
     if facts.gradient and not facts.rows:
         hints.append("Without a data plate no method can take minibatches or share out rows.")
     return tuple(hints)

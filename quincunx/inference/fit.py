@@ -28,7 +28,7 @@ from quincunx.inference.diagnostics.importance import Evidence, Importance, judg
 from quincunx.inference.diagnostics.verdict import Verdict, judge
 from quincunx.inference.distributed.network import Networked
 from quincunx.inference.method import Discretised, Kind, Method, as_key
-from quincunx.inference.output import build_tree, dataset
+from quincunx.inference.output import build_tree, dataset, opened
 from quincunx.inference.predictive import (
     check_latent_shapes,
     draws_shape,
@@ -479,6 +479,14 @@ class Fit:
 
         return write_fit(self, path)
 
+    def whole_tree(self) -> xr.DataTree:
+        """The tree with all that is to be saved with it: bias report, and model as compiled."""
+        self._report()
+        if self.density is not None:
+            told = Explanation(self.density.unconstrained).told()
+            self.tree["posterior"].attrs["explanation"] = json.dumps(told)
+        return self.tree
+
     def save(self, path: str | Path) -> None:
         """Write the tree to netCDF (`.nc`) or Zarr (`.zarr`).
 
@@ -486,15 +494,12 @@ class Fit:
             QuincunxError: another suffix.
         """
         path = Path(path)
-        self._report()
-        if self.density is not None:
-            told = Explanation(self.density.unconstrained).told()
-            self.tree["posterior"].attrs["explanation"] = json.dumps(told)
+        tree = self.whole_tree()
         if path.suffix == ".nc":
-            self.tree.to_netcdf(path, engine="h5netcdf")
+            tree.to_netcdf(path, engine="h5netcdf")
         elif path.suffix == ".zarr":
             with plain_strings():
-                self.tree.to_zarr(path, mode="w", consolidated=False)
+                tree.to_zarr(path, mode="w", consolidated=False)
         else:
             raise QuincunxError(f"Cannot save to '{path}': the suffix must be .nc or .zarr.")
 
@@ -583,17 +588,11 @@ def load(
         coords: labels by dimension.
 
     Raises:
-        QuincunxError: no such file, or not a fit of ours.
+        QuincunxError: no such file, one that is damaged, or not a fit of ours.
     """
     path = Path(path)
-    if not path.exists():
-        raise QuincunxError(f"There is no '{path}'.")
-    engines = {".nc": "h5netcdf", ".zarr": "zarr"}
-    if path.suffix not in engines:
-        raise QuincunxError(f"Cannot load '{path}': the suffix must be .nc or .zarr.")
-    options: dict[str, Any] = {"consolidated": False} if path.suffix == ".zarr" else {}
-    with xr.open_datatree(path, engine=engines[path.suffix], **options) as opened:
-        tree = opened.load()
+    with opened(path) as stored:
+        tree = stored.load()
     attributes = tree["posterior"].attrs if "posterior" in tree.children else {}
     if attributes.get("inference_library") != "quincunx":
         raise QuincunxError(f"'{path}' was not written by `Fit.save`.")

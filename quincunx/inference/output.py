@@ -6,7 +6,9 @@ import datetime
 import importlib.metadata
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import arviz_base
@@ -16,9 +18,14 @@ import xarray as xr
 from jaxtyping import Array
 
 from quincunx.engine.density import Density
+from quincunx.engine.errors import QuincunxError, listing
 from quincunx.inference.method import Method
 from quincunx.inference.session import AGENT, Session
 
+_ENGINES: Mapping[str, dict[str, Any]] = {
+    ".nc": {"engine": "h5netcdf"},
+    ".zarr": {"engine": "zarr", "consolidated": False},
+}
 _PACKAGES = ("quincunx", "jax", "jaxlib", "numpyro", "blackjax", "arviz-base", "numpy")
 
 
@@ -88,7 +95,18 @@ def provenance(session: Session, costs: Mapping[str, Any]) -> dict[str, Any]:
         "chain_method": session.layout,
         "execution": "free" if session.free else "lockstep",
         "thinning": session.plan.thinning * session.sink.stride,
+        "num_warmup": session.plan.num_warmup,
+        "num_samples": session.plan.num_samples,
+        "num_chains": sum(group.size for group in session.groups),
+        "init": session.start,
     }
+
+
+def told_start(init: str | Mapping[str, Any] | None) -> str:
+    """Where chains start, in words."""
+    if isinstance(init, Mapping):
+        return f"given values of {listing(init)}"
+    return init or "left to the method"
 
 
 def dims_of(density: Density, names: Sequence[str]) -> dict[str, list[str]]:
@@ -191,3 +209,27 @@ def build_tree(
     for group in ("posterior", "sample_stats"):
         tree[group].attrs.update(attributes)
     return tree, costs
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[xr.DataTree]:
+    """A tree that was written to netCDF or Zarr, to be read while the context lasts.
+
+    Args:
+        path: ending in `.nc` or `.zarr`.
+
+    Raises:
+        QuincunxError: another suffix, no such file, or one that is damaged.
+    """
+    if path.suffix not in _ENGINES:
+        raise QuincunxError(f"Cannot load '{path}': the suffix must be .nc or .zarr.")
+    if not path.exists():
+        raise QuincunxError(f"There is no '{path}'.")
+    try:
+        with xr.open_datatree(path, **_ENGINES[path.suffix]) as tree:
+            yield tree
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if isinstance(error, QuincunxError):
+            raise
+        message = f"'{path}' cannot be read: it is damaged, not written to its end, or no "
+        raise QuincunxError(message + f"{path.suffix} file of ours ({error}).") from error

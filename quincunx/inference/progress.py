@@ -43,7 +43,7 @@ def reporting(label: str, *, progress: bool | Report) -> Iterator[Report]:
         yield _silent
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.completed}/{task.total}"),
         TextColumn("{task.fields[figures]}"),

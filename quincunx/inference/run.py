@@ -32,6 +32,7 @@ from quincunx.inference.job import Job
 from quincunx.inference.learning import Learning
 from quincunx.inference.method import Approximation, Kernel, Kind, Method, as_integer, as_key
 from quincunx.inference.moments import Moments, MomentsSink
+from quincunx.inference.output import told_start
 from quincunx.inference.progress import Report, reporting
 from quincunx.inference.session import Group, Plan, Session
 from quincunx.inference.sinks import Memory, Sink
@@ -200,7 +201,8 @@ def infer(
             sink = _sink(store, groups, density, plan)
             label = chain_method if mesh is None else "parallel"
             settings = (groups, on, sink, key, label, prepared)
-            session = Session(method, density, plan, *settings, target=target)
+            start = told_start(init)
+            session = Session(method, density, plan, *settings, target=target, start=start)
             session.compile_seconds = time.perf_counter() - clock
             job = Job(session, _saver(checkpoint), until, resume=resume)
         else:

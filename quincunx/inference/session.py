@@ -128,6 +128,7 @@ class Session:
         method: the kernel.
         density: the target.
         target: the density as the devices have it.
+        start: where the chains started, in words.
         plan: how far the chains go and what is kept.
         groups: the chains, in groups that run together; the one that is behind runs next.
         sink: where draws go.
@@ -154,6 +155,7 @@ class Session:
         preparation: Preparation,
         *,
         target: Density | None = None,
+        start: str = "",
     ) -> None:
         self.method = method
         self.density = density
@@ -165,6 +167,7 @@ class Session:
         self.layout = layout
         self.preparation = preparation
         self.target = density if target is None else target
+        self.start = start
         self.outcome: str | None = None
         self.free: bool | None = None
         self.compile_seconds = 0.0
@@ -179,7 +182,7 @@ class Session:
         ]
         settings = (self.method, self.density, self.plan, groups, self.mesh, self.sink.copy())
         more = (self.key, self.layout, self.preparation)
-        session = Session(*settings, *more, target=self.target)
+        session = Session(*settings, *more, target=self.target, start=self.start)
         session.compile_seconds = self.compile_seconds
         session.sample_seconds = self.sample_seconds
         session.free = self.free

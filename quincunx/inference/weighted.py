@@ -112,7 +112,9 @@ def weighted_tree(
         groups[WEIGHTS]["tempered_log_weight"] = np.moveaxis(draws.tempered, 1, 2)
     tree = labelled(density, groups)
     attributes = about(density, method, key, costs, outcome)
-    attributes |= {"skipped": skipped, **(notes or {})}
+    batches, number = draws.log_weight.shape
+    attributes |= {"num_samples": number, "num_chains": batches, "skipped": skipped}
+    attributes |= notes or {}
     for group in groups:
         tree[group].attrs.update(attributes)
     return tree

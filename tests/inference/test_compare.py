@@ -22,6 +22,7 @@ from quincunx.inference.comparison.standard import Sample, Standard
 from quincunx.inference.diagnostics.agreement import Moments, agreement
 from quincunx.inference.diagnostics.discrepancy import SteinTest
 from quincunx.inference.diagnostics.transport import TransportTest
+from quincunx.inference.diagnostics.verdict import Verdict
 from quincunx.inference.method import as_key
 from quincunx.inference.report import page
 from quincunx.inference.stopping import INTERRUPTED
@@ -208,6 +209,28 @@ def test_another_reference_is_named_where_one_has_failed(fits):
     assert alone.reasons["gaussian"] == ("The reference itself has failed.",)
 
 
+def test_what_users_write_is_no_markup(fits):
+    told = qx.compare({"nuts[dense]": fits["right"], "[/x]": fits["stuck"]}, reference="[/x]")
+    told.left_out["off"] = "off [tf-allocator=''] x, see [/path]"
+    text = str(told)
+    for words in ("nuts[dense]: The reference itself", told.left_out["off"], "judged by [/x]"):
+        assert words in text
+    console = Console(width=200, file=io.StringIO())
+    console.print(Verdict("suspect", ("See [/path] of 'beta[0]'.",), ("Raise [x].",)))
+    console.print(qx.explain(regression, DATA))
+    assert "See [/path] of 'beta[0]'." in console.file.getvalue()
+    assert "Raise [x]." in console.file.getvalue()
+
+
+def test_text_has_the_width_of_the_terminal(compared, monkeypatch):
+    assert max(map(len, str(compared).splitlines())) > 120
+    monkeypatch.setenv("COLUMNS", "80")
+    assert max(map(len, str(compared).splitlines())) > 120
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert max(map(len, str(compared).splitlines())) <= 80
+    assert "…" not in str(compared)
+
+
 def test_a_reference_that_is_rejected_itself_judges_nothing(fits):
     chains = {name: fits[name] for name in ("right", "coarse")}
     found = qx.compare(chains, reference="coarse").table
@@ -248,6 +271,7 @@ def modes():
 
 def test_one_mode_of_two_differs_where_the_verdict_cannot_know(modes):
     _, compared = modes
+    assert compared.reference.endswith("; log evidence 0.00)")
     row = compared.table.loc["one"]
     assert row["verdict"] == "ok"
     assert row["result"] == "differs"
@@ -267,6 +291,8 @@ def test_methods_are_run_and_named():
         **QUIET,
     )
     assert list(found.table.index) == ["nuts", "nuts (2)", "polar_slice"]
+    first, second = (found.fits[name].posterior["mu"].values for name in ("nuts", "nuts (2)"))
+    assert np.ptp(first - second) > 1
     assert (found.table["result"] != "differs").all()
     assert "Stan" in found.reference or "trusted" in found.reference
     assert list(found.table.columns[3:-2]) == list(NUMBERS)
@@ -312,6 +338,27 @@ def test_weighted_draws_that_are_left_out_add_to_errors():
     assert Sample.of_fit(fit, None).ess == pytest.approx(100, rel=0.01)
 
 
+def test_weighted_draws_have_the_predictive_accuracy_of_exact_ones():
+    """Leaving one out is known in closed form where the posterior is Gaussian."""
+    density = qx.compile(regression, DATA)
+    columns = np.column_stack([np.ones(len(Y)), X])
+    precision = columns.T @ columns + 1e-4 * np.eye(4)
+    mean, covariance = np.linalg.solve(precision, columns.T @ Y), np.linalg.inv(precision)
+    noise = np.random.default_rng(8).normal(size=(4000, 4))
+    z = mean + 1.4 * noise @ np.linalg.cholesky(covariance).T
+    log_weight = np.asarray(jax.vmap(density.log_density)(z)) + 0.5 * np.sum(noise**2, axis=1)
+    fit = qx.Fit.weighted(density, z, log_weight, method=Gaussian(), costs={})
+    leverage = np.sum(columns @ covariance * columns, axis=1)
+    apart, variance = (Y - columns @ mean) / (1 - leverage), 1 / (1 - leverage)
+    exact = -0.5 * (apart**2 / variance + np.log(2 * np.pi * variance))
+    found = predictive(fit, density)
+    np.testing.assert_allclose(found.values, exact, atol=0.1)
+    assert abs(found.values.sum() - exact.sum()) < 0.6
+    poor = qx.Fit.weighted(density, z, 30 * log_weight, method=Gaussian(), costs={})
+    assert poor.importance.ess < 64
+    assert predictive(poor, density) is None
+
+
 class Broken(Gaussian):
     """A method that breaks down."""
 
@@ -330,14 +377,132 @@ def test_a_method_that_breaks_down_leaves_the_others():
         qx.compare(regression, DATA, [Broken()], num_warmup=0, **QUIET)
 
 
-def test_an_interruption_ends_the_comparison(fits, monkeypatch):
-    posterior = fits["right"].posterior.copy(deep=True)
+class Calls(list):
+    """Methods and settings; `made` is what a call returns."""
+
+    made: qx.Fit
+
+
+@pytest.fixture
+def ran(fits, monkeypatch):
+    """The calls of `infer` in a comparison that runs nothing; all but `Broken` return `made`."""
+    calls = Calls()
+    calls.made = fits["right"]
+
+    def infer(model, data, method, **settings):
+        calls.append((method, settings))
+        if isinstance(method, Broken):
+            raise qx.MethodError("No luck.")
+        return calls.made
+
+    monkeypatch.setattr(compare_module, "infer", infer)
+    return calls
+
+
+def cut_off(fit):
+    """The fit, as if Ctrl-C had ended it."""
+    posterior = fit.posterior.copy(deep=True)
     posterior.attrs["outcome"] = INTERRUPTED
-    cut = with_posterior(fits["right"], posterior)
-    monkeypatch.setattr(compare_module, "infer", lambda *_, **__: cut)
-    found = qx.compare(regression, DATA, ["nuts", "polar_slice"])
+    return with_posterior(fit, posterior)
+
+
+@pytest.mark.parametrize("reference", [None, "elliptical_slice", "polar_slice (2)"])
+def test_an_interruption_ends_the_comparison(fits, ran, reference):
+    ran.made = cut_off(fits["right"])
+    methods = ["nuts", qx.PolarSlice(), qx.PolarSlice(width=2.0)]
+    found = qx.compare(regression, DATA, methods, reference=reference, progress=False)
+    assert len(ran) == 1
     assert list(found.table.index) == ["nuts"]
     assert "interrupted" in found.left_out["polar_slice"]
+    assert found.interrupted
+    assert found.reference == "nuts, one of them"
+    if reference == "elliptical_slice":
+        assert "interrupted" in found.left_out["the reference (elliptical_slice)"]
+        assert "the reference (elliptical_slice) did not run: The comparison" in str(found)
+
+
+def test_a_reference_that_breaks_down_leaves_the_fits(fits, ran):
+    methods = [qx.NUTS(), Gaussian()]
+    found = qx.compare(regression, DATA, methods, reference=Broken(), progress=False)
+    assert found.reference == "nuts, one of them"
+    assert found.left_out == {"the reference (broken)": "It broke down. No luck."}
+    assert not found.interrupted
+    again = qx.compare(regression, DATA, ["nuts", Broken()], reference="broken", progress=False)
+    assert again.reference == "nuts, one of them"
+    assert set(again.left_out) == {"broken"}
+
+
+def test_an_interrupted_reference_says_so(fits):
+    found = qx.compare({"right": fits["right"]}, reference=cut_off(fits["gaussian"]))
+    assert found.reference == f"a fit by test_gaussian, which ended early: {INTERRUPTED}"
+    assert found.interrupted
+
+
+def test_methods_have_keys_of_their_own(ran):
+    qx.compare(regression, DATA, ["nuts", "nuts", Broken(), "polar_slice"], key=5, progress=False)
+    keys = [settings["key"] for _, settings in ran]
+    first = jax.random.key(5)
+    expected = [first, *(jax.random.fold_in(first, place) for place in (1, 2, 3))]
+    assert keys == expected
+    ran.clear()
+    qx.compare(regression, DATA, ["nuts"], progress=False)
+    assert ran[0][1]["key"] == jax.random.key(0)
+
+
+def test_a_reference_must_be_of_the_same_model(fits, monkeypatch):
+    def never(*args, **settings):
+        raise AssertionError("it ran")
+
+    monkeypatch.setattr(compare_module, "infer", never)
+    posterior = fits["right"].posterior
+    wide = with_posterior(fits["right"], xr.concat([posterior, posterior], "beta_dim_0", "minimal"))
+    short = qx.models.Reference("a table", {"beta": np.zeros(2)}, {"beta": np.ones(2)})
+    drawn = qx.models.Reference("a law", draws=lambda key, n: {"beta": np.zeros((n, 2))})
+    elsewhere = qx.models.Reference("a table", {"m": np.zeros(2)}, {"m": np.ones(2)})
+    nothing = qx.models.Reference("nobody")
+    other = qx.Fit(
+        fits["right"].tree,
+        method=None,
+        costs={},
+        density=qx.compile(regression, {**DATA, "y": Y + 1}),
+    )
+    for reference, words in (
+        (wide, r"'beta' of shape \(6,\), the compared model of \(3,\)"),
+        (short, r"'beta' of shape \(2,\)"),
+        (drawn, r"'beta' of shape \(2,\)"),
+        (elsewhere, "another model: it has 'm'"),
+        (nothing, "no answers: nobody"),
+        (other, "of different data: 'y' differs"),
+    ):
+        with pytest.raises(qx.QuincunxError, match=words):
+            qx.compare(regression, DATA, ["nuts"], reference=reference)
+        with pytest.raises(qx.QuincunxError, match=words):
+            qx.compare(fits, reference=reference)
+
+
+def test_a_reference_may_lack_some_of_the_sites(fits):
+    """As that of another parametrisation does."""
+    part = with_posterior(fits["right"], fits["right"].posterior.drop_vars("intercept"))
+    found = qx.compare({"gaussian": fits["gaussian"]}, reference=part)
+    assert found.table["result"]["gaussian"] == "agrees"
+    assert list(found.errors["gaussian"].index) == ["beta[0]", "beta[1]", "beta[2]"]
+    assert found.table[["wasserstein_ratio", "elpd_difference"]].isna().all(axis=None)
+
+
+def test_settings_are_looked_at_before_anything_runs(ran):
+    for method in (["nuts"], [qx.PIS()]):
+        with pytest.raises(
+            TypeError, match="'num_sample' of `compare`. Did you mean 'num_samples'"
+        ):
+            qx.compare(regression, DATA, method, num_sample=3)
+    with pytest.raises(TypeError, match="Did you mean 'methods'"):
+        qx.compare(regression, DATA, method="nuts")
+    for name, value in (("store", "x.zarr"), ("resume", True), ("blocking", False)):
+        with pytest.raises(qx.MethodError, match=f"so `{name}` cannot be given to several"):
+            qx.compare(regression, DATA, ["nuts"], **{name: value})
+    with pytest.raises(qx.MethodError, match="`budget`"):
+        qx.compare(regression, DATA, ["nuts"], until=qx.Until(seconds=3))
+    assert not ran
 
 
 def test_nothing_runs_before_all_is_looked_at(monkeypatch):
@@ -356,6 +521,10 @@ def test_nothing_runs_before_all_is_looked_at(monkeypatch):
 def test_mistakes_are_told(fits):
     with pytest.raises(qx.QuincunxError, match="leave out 'num_samples'"):
         qx.compare(fits, num_samples=3)
+    with pytest.raises(qx.QuincunxError, match="leave out 'key', 'progress'"):
+        qx.compare(fits, key=0, progress=True)
+    with pytest.raises(qx.QuincunxError, match="a key of the dict is 3: write '3'"):
+        qx.compare({"right": fits["right"], 3: fits["gaussian"]})
     with pytest.raises(qx.QuincunxError, match="different models"):
         qx.compare({"a": fits["right"], "b": qx.infer(flat, num_warmup=50, **QUIET)})
     with pytest.raises(qx.QuincunxError, match="Unknown reference 'nots'"):
@@ -366,6 +535,22 @@ def test_mistakes_are_told(fits):
         qx.compare(regression, DATA, ["nutz"])
     with pytest.raises(qx.QuincunxError, match=r"\.nc"):
         qx.compare({"right": fits["right"]}).save("x.html")
+
+
+def test_fits_of_other_data_are_refused(fits):
+    def of(data):
+        tree, costs = fits["right"].tree, fits["right"].costs
+        return qx.Fit(tree, method=None, costs=costs, density=qx.compile(regression, data))
+
+    single = {name: np.asarray(value, np.float32) for name, value in DATA.items()}
+    bare = qx.Fit(fits["right"].tree, method=None, costs=fits["right"].costs, density=None)
+    qx.compare({"bare": bare, "right": fits["right"], "single": of(single)}, reference="right")
+    with pytest.raises(
+        qx.QuincunxError, match="'b' and 'right' are of different data: 'y' differs"
+    ):
+        qx.compare({"bare": bare, "right": fits["right"], "b": of({**DATA, "y": Y[::-1]})})
+    with pytest.raises(qx.QuincunxError, match="'X', 'y' differ"):
+        qx.compare({"right": fits["right"], "b": of({"X": X[:50], "y": Y[:50]})})
 
 
 def test_differences_of_predictive_accuracy_are_of_pairs():
@@ -424,13 +609,14 @@ def test_a_method_as_reference_runs_longer_on_its_own(fits, monkeypatch):
         return fits["right"]
 
     monkeypatch.setattr(compare_module, "infer", told)
-    budget = qx.Until(seconds=60)
+    budget = qx.Until(seconds=60, ess=300, r_hat=1.02)
     qx.compare(
         regression, DATA, ["nuts"], reference="nuts", budget=budget, num_samples=300, progress=False
     )
+    longer = qx.Until(seconds=240, ess=1200, r_hat=1.02)
     (own, reference), keys = seen, [jax.random.key_data(as_key(s["key"])) for s in seen]
     assert (own["num_samples"], own["until"]) == (300, budget)
-    assert (reference["num_samples"], reference["until"]) == (1200, None)
+    assert (reference["num_samples"], reference["until"]) == (1200, longer)
     assert (keys[0] != keys[1]).any()
 
 
@@ -582,6 +768,7 @@ def test_a_choice_follows_the_structure():
         "polar_slice", "elliptical_slice", "ensemble", "hit_and_run_slice"
     ]  # fmt: skip
     assert schools.table["why"].str.len().gt(0).all()
+    assert "qx.amortize" not in str(qx.choose(blind))
 
 
 @pytest.mark.slow

@@ -53,6 +53,8 @@ def test_attributes_say_how_to_make_the_draws_again(schools):
     assert attributes["precision"] == "float64"
     assert '"jax":' in attributes["versions"]
     assert attributes["inference_library"] == "quincunx"
+    plan = {"num_warmup": 500, "num_samples": 500, "num_chains": 4, "init": "left to the method"}
+    assert {name: attributes[name] for name in plan} == plan
 
 
 def test_summary_is_arvizs(schools):
@@ -118,6 +120,21 @@ def test_saved_fits_come_back_whole(schools, tmp_path, suffix):
     np.testing.assert_allclose(loaded.log_likelihood()["y"], schools.log_likelihood()["y"])
     with pytest.raises(qx.QuincunxError, match="needs the model"):
         qx.load(path).predict()
+
+
+def test_damaged_files_are_told(schools, tmp_path):
+    schools.save(tmp_path / "fit.nc")
+    whole = (tmp_path / "fit.nc").read_bytes()
+    (tmp_path / "cut.nc").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.nc").write_text("no fit")
+    (tmp_path / "empty.nc").write_bytes(b"")
+    (tmp_path / "folder.zarr").mkdir()
+    for name in ("cut.nc", "text.nc", "empty.nc", "folder.zarr"):
+        with pytest.raises(qx.QuincunxError, match=f"{name}' (cannot be read|was not written)"):
+            qx.load(tmp_path / name)
+    for name in ("cut.nc", "text.nc"):
+        with pytest.raises(qx.QuincunxError, match=f"{name}' cannot be read: it is damaged"):
+            qx.Comparison.load(tmp_path / name)
 
 
 def test_files_that_are_not_fits_are_refused(schools, tmp_path):
@@ -264,6 +281,7 @@ def test_init_values_and_strategies():
         **{**options, "num_warmup": 0, "num_samples": 1},
     )
     np.testing.assert_allclose(started.posterior["mu"].values[:, 0], [0.5, -3.0], atol=1e-3)
+    assert started.posterior.attrs["init"] == "given values of 'mu'"
     with pytest.raises(qx.MethodError, match=r"Unknown strategy 'priro'.*'prior'"):
         qx.infer(conjugate, {"y": y}, init="priro", **options)
 

@@ -2,14 +2,18 @@
 
 import re
 import shutil
+from html import unescape
 
 import numpy as np
 import pytest
+import xarray as xr
 
 import quincunx as qx
-from quincunx.cli import main
-from quincunx.inference.report import html
+from quincunx.cli import main, report
+from quincunx.inference.report import html, plots
+from quincunx.inference.report.page import _weights
 from tests.inference.test_compare import with_posterior
+from tests.scenarios import SCHOOLS
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -19,12 +23,15 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 def pages(schools, tmp_path_factory):
     """Pages of a fit and of a comparison, with what they are made from."""
     folder = tmp_path_factory.mktemp("pages")
+    fresh = schools.posterior.copy(deep=True)
+    fresh.attrs.pop("explanation", None)  # as before it was ever saved
+    right = with_posterior(schools, fresh)
     half = schools.posterior.copy(deep=True)
     half["mu"].values[:] = 0.5 * half["mu"].values - 4.0
     wrong = with_posterior(schools, half)
-    compared = qx.compare({"nuts": schools, "<wrong>": wrong}, reference="nuts")
-    schools.save(folder / "fit.nc")
+    compared = qx.compare({"nuts": right, "<wrong>": wrong}, reference="nuts")
     compared.save(folder / "compared.nc")
+    schools.save(folder / "fit.nc")
     return folder, schools.report(folder / "fit.html"), compared.report(folder / "compared.html")
 
 
@@ -38,6 +45,9 @@ def test_a_fit_has_its_parts(pages, schools):
     assert "theta[A]" in text
     assert "data plate" in text
     assert "jaxlib" in text
+    for name, value in (("num warmup", 500), ("num samples", 500), ("num chains", 4)):
+        assert f'<th scope="row">{name}</th><td class="text">{value}</td>' in text
+    assert '<th scope="row">init</th><td class="text">left to the method</td>' in text
     for reason in schools.verdict.reasons:
         assert reason.split("'")[0] in text
 
@@ -60,6 +70,68 @@ def test_a_comparison_names_what_is_wrong(pages):
     for column in ("ESS bulk", "mean error", "KSD p", "ESS / second"):
         assert re.search(f'<th scope="col" title="[a-z][^"]+">{column}</th>', text)
         assert f'<tr><th scope="row">{column}</th>' in text
+
+
+@pytest.fixture
+def without_plots(monkeypatch):
+    monkeypatch.setattr(plots, "of_chains", lambda *_: [])
+
+
+def test_a_saved_comparison_has_the_model_as_compiled(pages, tmp_path, without_plots):
+    again = qx.Comparison.load(pages[0] / "compared.nc")
+    assert again.fits["nuts"].density is None
+    text = again.report(tmp_path / "again.html").read_text("utf-8")
+    assert "eight_schools: methods side by side" in text
+    assert "<h2>The model, as compiled</h2>" in text
+
+
+def test_a_printed_comparison_fits_the_terminal(pages, capsys, monkeypatch):
+    compared = qx.Comparison.load(pages[0] / "compared.nc")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    report.show(compared)
+    text = capsys.readouterr().out
+    assert "<wrong>: The mean of 'mu' is off" in text
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    assert max(map(len, plain.splitlines())) <= 80
+
+
+def test_methods_that_are_not_drawn_are_named(schools, tmp_path, without_plots):
+    lost = schools.posterior.copy(deep=True)
+    lost["mu"].values[1, 3] = np.nan
+    compared = qx.compare({"right": schools, "lost": with_posterior(schools, lost)})
+    text = html_text(compared.report(tmp_path / "page.html"))
+    assert "lost is not drawn: its draws of 'mu' are not all finite." in text
+    text = html_text(compared.fits["lost"].report(tmp_path / "fit.html"))
+    assert "Some draws of 'mu' are not finite: their figures mean nothing, and they are not" in text
+
+
+def html_text(page):
+    return unescape(page.read_text("utf-8"))
+
+
+def test_parameters_are_picked_by_their_names(schools):
+    matrix = schools.posterior["theta"].values.reshape(4, 500, 2, 4)
+    variables = {
+        "a": (("chain", "draw", "i", "j"), matrix),
+        "b[0]": (("chain", "draw"), matrix[..., 1, 2]),
+    }
+    fit = with_posterior(schools, xr.Dataset(variables, attrs=schools.posterior.attrs))
+    tree = plots.some(fit, ["b[0]", "a[0, 3]", "a[1, 2]"], 100)
+    np.testing.assert_array_equal(tree["posterior"]["a[0, 3]"], matrix[:, ::5, 0, 3])
+    np.testing.assert_array_equal(tree["posterior"]["a[1, 2]"], matrix[:, ::5, 1, 2])
+    np.testing.assert_array_equal(tree["posterior"]["b[0]"], matrix[:, ::5, 1, 2])
+
+
+def test_the_evidence_has_its_digits(schools):
+    density = qx.compile(schools.density.program.model, SCHOOLS)
+    z = np.random.default_rng(0).normal(size=(400, density.dim))
+    weights = np.random.default_rng(1).normal(size=400) * 0.1 - 1523.47
+    fit = qx.Fit.weighted(density, z, weights, method=schools.method, costs={})
+    fit.tree["posterior"].attrs["kind"] = "WEIGHTED"
+    value, error = fit.log_evidence
+    assert f'<td class="text">{value:.2f} ± {error:.1g}</td>' in _weights(fit)
+    assert value < -1520
 
 
 @pytest.mark.slow
@@ -87,6 +159,9 @@ def test_comparing_from_the_command_line(tmp_path, capsys):
     assert main(["compare", "eight_schools", "--methods", "nots"]) == 2
     assert main(["compare", "eight_schools", "--html", str(tmp_path / "x.txt")]) == 2
     assert main(["report", str(tmp_path / "none.nc")]) == 2
+    (tmp_path / "damaged.nc").write_text("no fit")
+    assert main(["report", str(tmp_path / "damaged.nc")]) == 2
+    assert "damaged.nc' cannot be read" in capsys.readouterr().err
 
 
 def test_another_suffix_is_refused(schools, tmp_path):

@@ -95,6 +95,12 @@ def test_raw_draws_and_weights_are_kept(fit):
     assert np.isin(chosen, stats["lp"].values).all()
 
 
+def test_attributes_have_the_numbers_of_batches_and_draws(fit):
+    attributes = fit.posterior.attrs
+    assert (attributes["num_chains"], attributes["num_samples"]) == (4, 2000)
+    assert "num_warmup" not in attributes
+
+
 def test_r_hat_is_not_applicable(fit):
     assert np.isnan(fit.convergence.r_hat).all()
     table = fit.summary()

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import pandas as pd
+from jaxtyping import Array
 from rich.console import Console
+from rich.text import Text
 
 from quincunx.engine.density import Density, compile
 from quincunx.engine.errors import MethodError, QuincunxError, listing
 from quincunx.inference import registry
+from quincunx.inference.comparison.alike import (
+    check_fits,
+    check_reference,
+    check_settings,
+    shapes_of,
+)
 from quincunx.inference.comparison.measure import (
     DIFFERS,
     LEVEL,
@@ -30,11 +39,13 @@ from quincunx.inference.distributed.processes import is_first
 from quincunx.inference.fit import Fit
 from quincunx.inference.memory import watched
 from quincunx.inference.method import Approximation, Kind, Method, as_key
-from quincunx.inference.progress import reporting
+from quincunx.inference.progress import Report, reporting
 from quincunx.inference.run import infer
 from quincunx.inference.stopping import INTERRUPTED, Until
 
 _LONGER = 4
+_NO_TURN = "The comparison was interrupted before its turn."
+_BREAKDOWNS = (QuincunxError, jax.errors.JaxRuntimeError)
 _FROM = ("ok", "suspect")
 _FOR_ALL = ("num_samples", "num_chains", "key", "coords", "until", "progress")
 
@@ -46,8 +57,8 @@ def compare(
     *,
     reference: Any = None,
     budget: Until | None = None,
-    key: int | Any = 0,
-    progress: bool = True,
+    key: int | Array | None = None,
+    progress: bool | Report | None = None,
     **settings: Any,
 ) -> Comparison:
     """Judge methods side by side on one model.
@@ -58,45 +69,107 @@ def compare(
         methods: method objects or registered names; all that can run on the model by default.
         reference: what to judge by: a `Fit`; a method, which is run four times as long with
             another key; the name of a worked model, or its `Reference`, for trusted answers; or,
-            in a dict of fits, the name of one of them. By default the exact method's fit that is
-            worth most draws, among those whose verdict is not `failed`.
-        budget: where each method stops earlier, as `infer(until=...)`.
-        key: an integer seed or a JAX key.
-        progress: show progress on a terminal.
+            in a dict of fits, the name of one of them. By default, and where the method breaks
+            down or is not reached, the exact method's fit that is worth most draws, among those
+            whose verdict is not `failed`.
+        budget: where each method stops earlier, as `infer(until=...)`. A method that is the
+            reference has four times the seconds and the effective draws.
+        key: an integer seed, 0 by default, or a JAX key. The first method has it as it is, so
+            that its fit is that of `infer`; the others have `jax.random.fold_in(key, place)`,
+            `place` counting from zero.
+        progress: show progress on a terminal, as by default; or as in `infer`.
         **settings: of `infer`, the same for all methods; those about chains are left out for
-            methods that have none.
+            methods that have none. Those that are of one run cannot be given: `store`,
+            `checkpoint`, `resume`, `blocking`, and `until`, in whose place is `budget`.
 
     Returns:
         The comparison, one row for each method.
 
     Raises:
-        QuincunxError: fits of different models, an unknown method or reference, settings that
-            are of no use for fits that are there already, or no method that made a fit.
-        MethodError: a named method, or the reference, cannot run on the model.
+        QuincunxError: fits of different models or data, an unknown method or reference, a
+            reference of another model, arguments that are of no use for fits that are there
+            already, or no method that made a fit.
+        MethodError: a named method, or the reference, cannot run on the model; or a setting
+            that several methods cannot share.
+        TypeError: an unknown argument.
     """
     if isinstance(model, Mapping):
-        given = {"data": data, "methods": methods, "budget": budget, **settings}
+        given = {"data": data, "methods": methods, "budget": budget, "key": key}
+        given["progress"] = progress
         useless = [name for name, value in given.items() if value is not None]
-        if useless:
-            message = f"The fits are there already: leave out {listing(useless)}."
+        if useless or settings:
+            message = f"The fits are there already: leave out {listing([*useless, *settings])}."
             raise QuincunxError(message)
-        return _compared(dict(model), _resolved(reference, list(model), may_run=False), {}, {})
+        check_fits(model)
+        reference = _resolved(reference, list(model), may_run=False)
+        shapes = shapes_of(next(iter(model.values())))
+        check_reference(reference, shapes, _density(model))
+        return _compared(dict(model), reference, {}, {})
+    check_settings(settings, inspect.signature(compare).parameters)
     density = compile(model, data)
     named = _named(methods, density)
     reference = _resolved(reference, list(named), may_run=True)
     longer = reference if isinstance(reference, Method) else None
     for method in [*named.values(), *([] if longer is None else [longer])]:
         registry.require(method, density.program.name, density)
-    settings = {"until": budget, "key": as_key(key), "progress": progress, **settings}
+    sites = density.program.role("latent", "deterministic")
+    check_reference(reference, {site.name: site.shape for site in sites}, density)
+    key, progress = as_key(0 if key is None else key), True if progress is None else progress
+    settings = {"until": budget, "key": key, "progress": progress, **settings}
     fits, peaks, left_out = _run(model, data, named, settings)
     if methods is None:
         table = registry.applicable(model, data)
         left_out = dict(table["missing"][~table["applies"]]) | left_out
     if longer is not None:
-        own = dict(settings, num_samples=_LONGER * settings.get("num_samples", 1000), until=None)
-        own["key"] = np.random.default_rng(_seed(key)).integers(2**31).item()
-        reference, _ = _one("the reference", model, data, longer, own)
+        reference, why = _reference(model, data, longer, settings, fits)
+        left_out |= {f"the reference ({longer.name})": why} if why else {}
+    elif isinstance(reference, str) and reference in left_out:
+        reference = None
     return _compared(fits, reference, peaks, left_out)
+
+
+def _density(fits: Mapping[str, Fit]) -> Density | None:
+    """The model of the compared fits, where one of them has it."""
+    return next((f.density.unconstrained for f in fits.values() if f.density is not None), None)
+
+
+def _interrupted(fits: Mapping[str, Fit]) -> bool:
+    return any(fit.verdict.outcome == INTERRUPTED for fit in fits.values())
+
+
+def _reference(
+    model: Callable[..., Any],
+    data: Mapping[str, Any] | None,
+    method: Method,
+    settings: Mapping[str, Any],
+    fits: Mapping[str, Fit],
+) -> tuple[Fit | None, str]:
+    """A longer fit to judge by, or why there is none.
+
+    Args:
+        model: as in `compare`.
+        data: as in `compare`.
+        method: what is to make it.
+        settings: of the methods.
+        fits: what they made.
+    """
+    if _interrupted(fits):
+        return None, _NO_TURN
+    own = dict(settings, num_samples=_LONGER * settings.get("num_samples", 1000))
+    own["until"] = _longer(settings["until"])
+    own["key"] = np.random.default_rng(_seed(settings["key"])).integers(2**31).item()
+    try:
+        return _one("the reference", model, data, method, own)[0], ""
+    except _BREAKDOWNS as error:
+        return None, f"It broke down. {error}"
+
+
+def _longer(budget: Until | None) -> Until | None:
+    """A reference's budget."""
+    if budget is None:
+        return None
+    ess, seconds = (None if x is None else _LONGER * x for x in (budget.ess, budget.seconds))
+    return Until(ess=ess, r_hat=budget.r_hat, seconds=seconds)
 
 
 def _run(
@@ -113,13 +186,16 @@ def _run(
         QuincunxError: no method made a fit.
     """
     fits, peaks, left_out = {}, {}, {}
-    for name, method in named.items():
-        if any(fit.verdict.outcome == INTERRUPTED for fit in fits.values()):
-            left_out[name] = "The comparison was interrupted before its turn."
+    for place, (name, method) in enumerate(named.items()):
+        if _interrupted(fits):
+            left_out[name] = _NO_TURN
             continue
+        own = dict(settings)
+        if place:
+            own["key"] = jax.random.fold_in(settings["key"], place)
         try:
-            fits[name], peaks[name] = _one(name, model, data, method, settings)
-        except (QuincunxError, jax.errors.JaxRuntimeError) as error:
+            fits[name], peaks[name] = _one(name, model, data, method, own)
+        except _BREAKDOWNS as error:
             left_out[name] = f"It broke down. {error}"
     if not fits:
         told = " ".join(f"{name}: {why}" for name, why in left_out.items())
@@ -139,7 +215,7 @@ def _one(
         own = {**_fitting(method, settings), "progress": report}
         fit, peak = watched(functools.partial(infer, model, data, method, **own))
     if settings["progress"] is True and is_first():
-        Console(stderr=True, soft_wrap=True).print(f"{name}: {fit.verdict.status}")
+        Console(stderr=True, soft_wrap=True).print(Text(f"{name}: {fit.verdict.status}"))
     return fit, peak
 
 
@@ -213,13 +289,7 @@ def _resolved(reference: Any, names: Sequence[str], *, may_run: bool) -> Any:
 def _compared(
     fits: dict[str, Fit], reference: Any, peaks: Mapping[str, float], left_out: Mapping[str, str]
 ) -> Comparison:
-    if not fits:
-        raise QuincunxError("There is no fit to compare.")
-    for name, fit in fits.items():
-        if not isinstance(fit, Fit):
-            raise QuincunxError(f"'{name}' must be a `Fit`, not {type(fit).__name__}.")
-    density = next((f.density.unconstrained for f in fits.values() if f.density is not None), None)
-    _check_alike(fits)
+    density = _density(fits)
     standard = _standard(reference, fits, density)
     if standard is not None:
         standard = dataclasses.replace(standard, others=_sound(fits))
@@ -257,35 +327,19 @@ def _table(
     return table.astype({name: float for name in NUMBERS})
 
 
-def _check_alike(fits: Mapping[str, Fit]) -> None:
-    """Refuse fits that share no variable."""
-    first = next(iter(fits))
-    shapes = {str(n): v.shape[2:] for n, v in fits[first].posterior.items()}
-    for name, fit in fits.items():
-        own = {str(n): v.shape[2:] for n, v in fit.posterior.items()}
-        if own != shapes:
-            message = f"'{name}' and '{first}' are fits of different models or data: their "
-            raise QuincunxError(message + "variables differ in name or shape.")
-
-
 def _standard(reference: Any, fits: Mapping[str, Fit], density: Density | None) -> Standard | None:
-    """What to judge by.
-
-    Raises:
-        QuincunxError: trusted answers without any.
-    """
+    """What to judge by."""
     if reference is None:
         return _best(fits, density)
     if isinstance(reference, Fit):
         name = next((name for name, fit in fits.items() if fit is reference), "")
-        method = reference.tree["posterior"].attrs["method"]
-        return Standard.of_fit(reference, name or f"a fit by {method}", density, name)
+        label = name or f"a fit by {reference.tree['posterior'].attrs['method']}"
+        if not name and reference.verdict.outcome:
+            label += f", which ended early: {reference.verdict.outcome}"
+        return Standard.of_fit(reference, label, density, name)
     if isinstance(reference, str):
         return Standard.of_fit(fits[reference], reference, density, reference)
-    standard = Standard.of_answers(reference, density)
-    if not standard.names:
-        raise QuincunxError(f"The reference has no answers: {standard.label}.")
-    return standard
+    return Standard.of_answers(reference, density)
 
 
 def _sound(fits: Mapping[str, Fit]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 import zlib
 from collections.abc import Mapping
@@ -185,15 +186,23 @@ def _pointwise(density: Density, values: Mapping[str, Any]) -> dict[str, Array]:
 
 
 def predictive(fit: Fit, density: Density | None) -> Predictive | None:
-    """Predictive accuracy; `None` without observations, with too many, or where LOO is no use."""
+    """Predictive accuracy; `None` without observations, with too many, or where LOO is no use.
+
+    Weighted draws are taken as they were resampled to equal weights, worth their effective size.
+    """
     from arviz_stats import loo  # slow to import
 
-    if density is None or density.is_on_disk or is_weighted(fit.tree):
+    if density is None or density.is_on_disk:
         return None
     observed = density.program.role("observed")
     rows = sum(int(np.prod(site.shape[: len(site.shape) - site.event_dim])) for site in observed)
     posterior = fit.posterior
+    size = fit.worth()[0] if is_weighted(fit.tree) else None
+    if size is not None and not size >= _LEAST:
+        return None
     if not 1 < rows <= _MOST_ROWS or posterior.sizes["draw"] < 4:
+        return None
+    if any(site.name not in posterior for site in density.program.latents):
         return None
     stride = -(-posterior.sizes["chain"] * posterior.sizes["draw"] // _MOST_DRAWS)
     draws = {
@@ -206,12 +215,13 @@ def predictive(fit: Fit, density: Density | None) -> Predictive | None:
     if not np.isfinite(every).all():
         return None
     tree = arviz_base.from_dict({"posterior": draws, "log_likelihood": {"observed": every}})
+    worth = None if size is None else min(size / math.prod(shape), 1.0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # told by `None`
-        result: Any = loo(tree, pointwise=True)
-    if result.warning:
-        return None
-    return Predictive(np.asarray(result.elpd_i).reshape(-1))
+        for kind in (UserWarning, RuntimeWarning):  # told by `None`
+            warnings.simplefilter("ignore", kind)
+        result: Any = loo(tree, pointwise=True, reff=worth)
+    values = np.asarray(result.elpd_i).reshape(-1)
+    return None if result.warning or not np.isfinite(values).all() else Predictive(values)
 
 
 def figures(fit: Fit) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,6 +21,8 @@ from rich.text import Text
 from quincunx.engine.errors import QuincunxError
 from quincunx.inference.diagnostics.discrepancy import CAVEAT
 from quincunx.inference.fit import Fit
+from quincunx.inference.output import opened
+from quincunx.inference.stopping import INTERRUPTED
 
 NUMBERS = {
     "ess_bulk": "ESS bulk",
@@ -72,6 +76,7 @@ MEANINGS = {
 }
 _PARAMETERS = {"mean_error": "mean_parameter", "log_sd_error": "log_sd_parameter"}
 WORDS = ("kind", "verdict", "result")
+_WIDE = 200  # columns of text that is for no terminal
 _RULE = 3  # columns of a terminal between two of a table
 _ATTRIBUTE = "quincunx_comparison"
 _STYLES = {"agrees": "green", "differs": "red", "cannot tell": "yellow", "reference": "bold"}
@@ -102,7 +107,7 @@ SPENT = (
 )
 
 
-def number(value: float) -> str:
+def rounded(value: float) -> str:
     """A figure with three digits; `n/a` where there is none."""
     if np.isnan(value):
         return "n/a"
@@ -116,7 +121,7 @@ def cell(row: Mapping[str, Any], column: str) -> str:
     value = float(row[column])
     if column == "log_evidence" and np.isfinite(value):
         return f"{value:.2f} ± {float(row['log_evidence_error']):.1g}"
-    shown = number(value)
+    shown = rounded(value)
     parameter = row[_PARAMETERS[column]] if column in _PARAMETERS else ""
     return f"{shown} ({parameter})" if parameter else shown
 
@@ -203,7 +208,7 @@ class Comparison:
             "fits": list(self.fits),
         }
         tree = xr.DataTree.from_dict(
-            {f"fit_{index}": fit.tree for index, fit in enumerate(self.fits.values())}
+            {f"fit_{index}": fit.whole_tree() for index, fit in enumerate(self.fits.values())}
         )
         tree.attrs[_ATTRIBUTE] = json.dumps(told)
         tree.to_netcdf(path, engine="h5netcdf")
@@ -213,13 +218,11 @@ class Comparison:
         """Read what `save` wrote; the fits come without their model.
 
         Raises:
-            QuincunxError: no such file, or not a comparison.
+            QuincunxError: no such file, one that is damaged, or not a comparison.
         """
         path = Path(path)
-        if not path.exists():
-            raise QuincunxError(f"There is no '{path}'.")
-        with xr.open_datatree(path, engine="h5netcdf") as opened:
-            tree = opened.load()
+        with opened(path) as stored:
+            tree = stored.load()
         if _ATTRIBUTE not in tree.attrs:
             raise QuincunxError(f"'{path}' was not written by `Comparison.save`.")
         told = json.loads(tree.attrs[_ATTRIBUTE])
@@ -236,6 +239,12 @@ class Comparison:
         for column in NUMBERS:
             table[column] = table[column].astype(float)
         return cls(table, reasons, errors, told["reference"], told["left_out"], fits)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a run, the reference's included, was ended by Ctrl-C or SIGTERM."""
+        outcomes = [fit.verdict.outcome for fit in self.fits.values()]
+        return INTERRUPTED in outcomes or self.reference.endswith(INTERRUPTED)
 
     def rows(self) -> dict[str, dict[str, Any]]:
         """The table as a dict of columns for each method."""
@@ -273,7 +282,7 @@ class Comparison:
             ends = names.width + _RULE + 1 + np.cumsum([column.width + _RULE for column in columns])
             number = max(int(np.sum(ends <= width)), 1)
             shown = [names, *columns[:number]]
-            table = Table(title=title, title_justify="left")
+            table = Table(title=Text(title, "table.title"), title_justify="left")
             for column in shown:
                 table.add_column(column.heading, justify=column.justify, no_wrap=True)
             for row in zip(*(column.cells for column in shown), strict=True):
@@ -286,14 +295,15 @@ class Comparison:
         yield from self._printed(label, self._judgement(), options.max_width)
         costs = self._figures(SPENT)
         yield from self._printed("costs, warm-up included", costs, options.max_width)
-        yield from self.told()
+        yield from map(Text, self.told())
         for name, missing in self.left_out.items():
-            yield f"{name} did not run: {missing}"
+            yield Text(f"{name} did not run: {missing}")
         if self.shown(["ksd"]):
-            yield CAVEAT
+            yield Text(CAVEAT)
 
     def __str__(self) -> str:
-        console = Console(width=200, file=io.StringIO())
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDE
+        console = Console(width=width, file=io.StringIO())
         with console.capture() as capture:
             console.print(self)
         return capture.get()
@@ -303,11 +313,13 @@ class Comparison:
 
 
 def is_comparison(path: Path) -> bool:
-    """Whether a netCDF file holds a comparison; `False` where there is no file."""
-    if not path.is_file():
-        return False
-    with xr.open_datatree(path, engine="h5netcdf") as opened:
-        return _ATTRIBUTE in opened.attrs
+    """Whether a netCDF file holds a comparison.
+
+    Raises:
+        QuincunxError: no such file, or one that is damaged.
+    """
+    with opened(path) as stored:
+        return _ATTRIBUTE in stored.attrs
 
 
 def _read(told: Mapping[str, Any], index: str) -> pd.DataFrame:

@@ -23,7 +23,7 @@ from quincunx.inference.weighted import WEIGHTED, WEIGHTS, is_weighted
 
 _MOST = 16_000  # draws that are looked at
 _EXACT_DRAWS = 4000
-_SPARSE = 5  # weighted draws are as noisy as their weights, however few are looked at
+_SPARSE = 5.0  # weighted draws are as noisy as their weights, however few are looked at
 _LEAST = 4  # draws of a chain without which nothing can be said
 
 
@@ -190,7 +190,6 @@ class Standard:
         means: trusted means by parameter, with `sds`; empty where there are draws.
         sds: trusted standard deviations.
         size: how many independent draws they are worth.
-        log_evidence: trusted log evidence, where it is known.
         fit: the fit, for predictive accuracy.
         others: of the compared fits, those that could be asked if this one has failed.
     """
@@ -202,7 +201,6 @@ class Standard:
     means: Mapping[str, float] | None = None
     sds: Mapping[str, float] | None = None
     size: float = math.inf
-    log_evidence: float | None = None
     fit: Fit | None = None
     others: tuple[str, ...] = ()
 
@@ -224,13 +222,14 @@ class Standard:
             spread = flatten({name: np.asarray(answers.sd[name], float)[None, None]})[1]
             means |= dict(zip(names, values[0, 0], strict=True))
             sds |= dict(zip(names, spread[0, 0], strict=True))
+        known = answers.log_evidence
+        evidence = "" if known is None else f"; log evidence {known:.2f}"
         return cls(
-            f"trusted answers ({answers.source})",
+            f"trusted answers ({answers.source}{evidence})",
             sample=sample,
             means=means,
             sds=sds,
             size=answers.effective_size,
-            log_evidence=answers.log_evidence,
         )
 
     @property

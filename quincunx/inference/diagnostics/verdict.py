@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
+from rich.text import Text
 
 from quincunx.inference.diagnostics.convergence import Convergence
 from quincunx.inference.method import Kind
@@ -14,6 +15,7 @@ Status = Literal["ok", "suspect", "failed"]
 _ORDER: tuple[Status, ...] = ("ok", "suspect", "failed")
 _OVERFLOW = 0.05  # share of the steps
 _COMPARE = "Compare with an exact method: `qx.compare({'this': fit}, reference=another_fit)`."
+_HEAD = "verdict: "
 _STYLE = {"ok": "green", "suspect": "yellow", "failed": "red"}
 
 
@@ -49,16 +51,17 @@ class Verdict(NamedTuple):
         return cls(status, tuple(finding.reason for finding in ranked), advice, outcome)
 
     def __str__(self) -> str:
-        lines = [f"verdict: {self.status}"]
+        lines = [f"{_HEAD}{self.status}"]
         if self.outcome:
             lines.append(f"  . The run stopped early: {self.outcome}.")
         lines += [f"  - {reason}" for reason in self.reasons]
         lines += [f"  > {advice}" for advice in self.advice]
         return "\n".join(lines)
 
-    def __rich__(self) -> str:
-        style = _STYLE[self.status]
-        return str(self).replace(self.status, f"[bold {style}]{self.status}[/]", 1)
+    def __rich__(self) -> Text:
+        text, start = Text(str(self)), len(_HEAD)
+        text.stylize(f"bold {_STYLE[self.status]}", start, start + len(self.status))
+        return text
 
 
 def worst(values: np.ndarray, names: list[str], *, largest: bool) -> tuple[float, str]:

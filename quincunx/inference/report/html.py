@@ -9,6 +9,7 @@ from html import escape
 from importlib import resources
 from typing import NamedTuple
 
+from quincunx.inference.comparison.result import rounded
 from quincunx.inference.diagnostics.verdict import Verdict
 
 
@@ -40,14 +41,10 @@ class Drawing(NamedTuple):
     caption: str
 
 
-def number(value: float | int, digits: int = 3) -> Cell:
+def number(value: float | int) -> Cell:
     """A figure; `n/a`, sorted last, where there is none."""
     value = float(value)
-    if math.isnan(value):
-        return Cell("n/a", "")
-    large = abs(value) >= 1000 and math.isfinite(value)
-    shown = f"{value:,.0f}" if large else f"{value:.{digits}g}"
-    return Cell(shown, str(value).replace("inf", "Infinity"))
+    return Cell(rounded(value), "" if math.isnan(value) else str(value).replace("inf", "Infinity"))
 
 
 def word(text: str) -> Cell:

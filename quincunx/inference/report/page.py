@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from quincunx.engine.errors import QuincunxError
+from quincunx.engine.errors import QuincunxError, listing
 from quincunx.engine.explain import Explanation
 from quincunx.inference.comparison.result import JUDGED, MEANINGS, NUMBERS, SPENT, Comparison, cell
 from quincunx.inference.diagnostics.discrepancy import CAVEAT
@@ -55,13 +55,10 @@ def write_comparison(comparison: Comparison, path: str | Path) -> Path:
     judged = f"Judged by {comparison.reference}." if comparison.reference else "No reference."
     drawings = []
     names = _interesting(comparison)
-    finite = {
-        name: fit
-        for name, fit in fits.items()
-        if plots.drawable(fit) and fit.convergence.finite.all()
-    }
-    if names and finite:
-        drawings.append(plots.forest(finite, names))
+    absent = {name: why for name, fit in fits.items() if (why := plots.undrawable(fit, names))}
+    drawn = {name: fit for name, fit in fits.items() if name not in absent}
+    if names and drawn:
+        drawings.append(plots.forest(drawn, names))
     rows = comparison.rows()
     columns = {
         NUMBERS[column]: {name: row[column] for name, row in rows.items()}
@@ -73,12 +70,17 @@ def write_comparison(comparison: Comparison, path: str | Path) -> Path:
         html.section("What was found", *_reasons(comparison)),
         _explained(model),
         html.section("Costs", _table(comparison, SPENT), *_figure(columns)),
-        html.section("Parameters", *map(html.figure, drawings)),
+        html.section("Parameters", *map(html.figure, drawings), _absent(absent)),
         *(_method(name, fit, comparison) for name, fit in fits.items()),
         html.section("Left out", html.listed(_left_out(comparison))),
         html.section("What the columns mean", html.plain(_meanings(comparison))),
     ]
     return _write(path, html.page(title, *sections))
+
+
+def _absent(absent: Mapping[str, str]) -> str:
+    """Which methods are not among the intervals, and why."""
+    return html.listed(f"{name} is not drawn: {why}" for name, why in absent.items())
 
 
 def _write(path: str | Path, text: str) -> Path:
@@ -122,8 +124,12 @@ def _summary(fit: Fit) -> list[str]:
     parts = [html.table(["parameter", *map(str, table.columns)], rows)]
     if len(table) > _ROWS:
         parts.append(html.paragraph(f"The first {_ROWS} of {len(table)} parameters.", soft=True))
-    if (~found.finite & free).any():
-        parts.append(html.paragraph("Some draws are not finite, so their figures mean nothing."))
+    lost = [name for name, bad in zip(found.names, ~found.finite & free, strict=True) if bad]
+    if lost:
+        told = (
+            f"Some draws of {listing(lost)} are not finite: their figures mean nothing, and they "
+        )
+        parts.append(html.paragraph(told + "are not plotted."))
     return parts
 
 
@@ -131,8 +137,12 @@ def _weights(fit: Fit) -> str:
     if fit.kind is not Kind.WEIGHTED:
         return ""
     found = fit.importance
+    value, error = found.log_evidence
     rows = [
-        ("log evidence", f"{found.log_evidence.value:.4g} ± {found.log_evidence.error:.2g}"),
+        (
+            "log evidence",
+            cell({"log_evidence": value, "log_evidence_error": error}, "log_evidence"),
+        ),
         ("Pareto k", f"{found.pareto_k:.2f}"),
         ("effective draws", f"{found.ess:,.0f}, {100 * found.share:.1f} % of all"),
         ("largest weight", f"{100 * found.largest:.2g} % of all"),

@@ -13,7 +13,7 @@ import arviz_base
 import numpy as np
 import xarray as xr
 
-from quincunx.inference.diagnostics.convergence import flatten
+from quincunx.engine.errors import listing
 from quincunx.inference.fit import Fit
 from quincunx.inference.report.html import Drawing
 from quincunx.inference.weighted import is_weighted
@@ -38,10 +38,10 @@ def some(fit: Fit, names: Sequence[str], most: int | None = None) -> xr.DataTree
         names: such as `theta[3]`.
         most: draws of each chain at most.
     """
-    every, values = flatten({str(k): v.values for k, v in fit.posterior.items()})
-    stride = 1 if most is None else -(-values.shape[1] // most)
+    posterior = fit.posterior
+    stride = 1 if most is None else -(-posterior.sizes["draw"] // most)
     groups: dict[str, Any] = {
-        "posterior": {name: values[:, ::stride, every.index(name)] for name in names}
+        "posterior": {name: _scalar(posterior, name, stride) for name in names}
     }
     stats = fit.tree["sample_stats"]
     if "diverging" in stats:
@@ -49,9 +49,26 @@ def some(fit: Fit, names: Sequence[str], most: int | None = None) -> xr.DataTree
     return arviz_base.from_dict(groups)
 
 
+def _scalar(posterior: xr.Dataset, name: str, stride: int) -> np.ndarray:
+    """Draws of one scalar parameter, `(chain, draw)`, by its name such as `theta[3]`."""
+    site, _, inside = (name, "", "") if name in posterior else name.rpartition("[")
+    index = tuple(int(part) for part in inside.rstrip("]").split(",") if part)
+    return np.asarray(posterior[site][(slice(None), slice(None, None, stride), *index)], float)
+
+
 def drawable(fit: Fit) -> bool:
     """Whether there are draws enough for intervals."""
     return fit.posterior.sizes["draw"] >= _FEWEST
+
+
+def undrawable(fit: Fit, names: Sequence[str]) -> str:
+    """Why a fit is not among the intervals of some parameters; empty where it can be."""
+    if not drawable(fit):
+        return "it has too few draws."
+    found = fit.convergence
+    bad = {name for name, finite in zip(found.names, found.finite, strict=True) if not finite}
+    lost = [name for name in names or found.names if name in bad]
+    return f"its draws of {listing(lost)} are not all finite." if lost else ""
 
 
 def worst(fit: Fit, count: int) -> list[str]:
