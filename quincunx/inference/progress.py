@@ -16,6 +16,8 @@ Report = Callable[[Progress], None]
 
 
 def _figures(state: Progress) -> str:
+    if state.phase == "simulations":
+        return ""
     if state.phase == "training":
         return f"loss {state.step_size:.4g}, left out {state.diverging}"
     return f"divergences {state.diverging}, step {state.step_size:.3g}"

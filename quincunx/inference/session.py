@@ -38,8 +38,9 @@ class Progress(NamedTuple):
     """What the host knows after a chunk.
 
     Attributes:
-        phase: `warm-up` or `sampling`; `training` for methods that learn a sampler.
-        done: transitions completed by every chain, or steps of training.
+        phase: `warm-up` or `sampling`; `training` for methods that learn a sampler; `simulations`
+            in a validation.
+        done: transitions completed by every chain, steps of training, or simulations.
         total: transitions to complete.
         diverging: divergences while sampling, all chains; what training left out.
         step_size: mean step size; the loss of training.

@@ -12,7 +12,7 @@ class Gaussian(qx.Kernel):
     """Independent draws from the Gaussian at the mode, its sds times a factor.
 
     On a Gaussian posterior it is exact with factor one. With `rows` it uses so many of the rows,
-    so that it returns the prior with none.
+    so that it returns the prior with none; with `site` the observations of that site alone.
     """
 
     name: ClassVar[str] = "test_gaussian"
@@ -22,10 +22,14 @@ class Gaussian(qx.Kernel):
 
     factor: float = 1.0
     rows: int | None = None
+    site: str | None = None
     newton: int = 1
 
     def init(self, density, position, key):
         def target(z):
+            if self.site is not None:
+                own = density.pointwise_log_likelihood(z)[self.site]
+                return density.log_prior(z) + jnp.sum(own)
             if self.rows is None:
                 return density.log_density(z)
             if not self.rows:
@@ -58,3 +62,39 @@ class Gaussian(qx.Kernel):
 
     def position(self, state):
         return state[0]
+
+
+class Particles(qx.Sampler):
+    """Standard normal draws, which are those of the prior where it is standard normal."""
+
+    dropped: bool
+    copies: int
+
+    def draw(self, density, key, n):
+        origin = jnp.arange(n) // self.copies
+        z = jax.random.normal(key, (n, density.dim))[origin]
+        log_weight = jnp.zeros(n) if self.dropped else jax.vmap(density.log_likelihood)(z)
+        return qx.Weighted(z, log_weight, origin=origin if self.copies > 1 else None)
+
+
+class Weigher(qx.Approximation):
+    """The prior's draws, weighted by the likelihood.
+
+    With `dropped` all weigh the same, so that it returns the prior. Each draw is made so many times
+    as `copies` says.
+    """
+
+    name: ClassVar[str] = "test_weigher"
+    summary: ClassVar[str] = "Weighted draws of the prior."
+    citation: ClassVar[str] = "none"
+
+    dropped: bool = False
+    copies: int = 1
+
+    def fit(self, density, key, budget):
+        del key
+        budget.note(1, 1)
+        return self.skeleton(density)
+
+    def skeleton(self, density):
+        return Particles(self.dropped, self.copies)

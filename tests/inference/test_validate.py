@@ -1,23 +1,28 @@
 """Calibration passes exact methods and rejects wrong ones that marginal ranks pass."""
 
+import inspect
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import arviz_plots
 import jax
 import numpy as np
 import pytest
 import xarray as xr
+from numpyro import handlers
 from scipy import stats
 
 import quincunx as qx
 import quincunx.distributions as dist
+from quincunx.engine.density import compile
 from quincunx.inference.diagnostics.calibration import autocorrelation, pointers, ranks, uniformity
-from quincunx.inference.validate import COVERAGE, JOINT, LIKELIHOOD, _judge, _one_by_one
-from tests.inference.approximate import Gaussian
+from quincunx.inference.simulations import TOGETHER, able_to_hold
+from quincunx.inference.validate import COVERAGE, JOINT, LIKELIHOOD, _judge, _one_by_one, _told
+from tests.inference.approximate import Gaussian, Weigher
 
 X = np.random.default_rng(3).normal(size=(20, 2))
-FAST = {"simulations": 300, "num_draws": 39, "num_warmup": 0, "thinning": 1}
+FAST: dict[str, Any] = {"simulations": 299, "num_draws": 39, "num_warmup": 0, "thinning": 1}
 
 
 @qx.model
@@ -42,7 +47,20 @@ def spread(y=None):
         qx.sample("y", dist.Normal(mean, sd), obs=t)
 
 
+@qx.model
+def two(a=None, b=None):
+    mean = qx.sample("mean", dist.Normal(0, 1))
+    with qx.plate("first", a) as t:
+        qx.sample("a", dist.Normal(mean, 1), obs=t)
+    with qx.plate("second", b) as t:
+        qx.sample("b", dist.Normal(mean, 2), obs=t)
+    qx.deterministic("residual", a - mean)
+
+
 LINEAR = {"X": X, "y": np.zeros(20)}
+FEW = {"X": X[:3], "y": np.zeros(3)}
+WEIGHTED: dict[str, Any] = {"simulations": 80, "num_draws": 9, "key": 1}
+SHOWN: list[Any] = []
 
 
 def validated(method, **settings):
@@ -51,17 +69,52 @@ def validated(method, **settings):
 
 @pytest.fixture(scope="module")
 def right():
-    return validated(Gaussian())
+    return validated(Gaussian(), progress=SHOWN.append)
 
 
 def test_an_exact_method_passes(right):
     assert right.verdict.status == "ok", right
     assert list(right.table.index) == ["w[0]", "w[1]", LIKELIHOOD, JOINT, COVERAGE]
-    assert right.ranks.shape == (300, 5)
+    assert right.ranks.shape == (299, 5)
     assert right.ranks.max() == 39
     assert right.ranks.min() == 0
     expected = np.minimum(1.0, len(right.table) * right.table["p_value"])
     np.testing.assert_allclose(right.table["adjusted"], expected)
+
+
+def test_simulations_are_counted_as_they_are_done(right):
+    assert [state.done for state in SHOWN] == [0, 100, 200, 299]
+    assert {(state.phase, state.total) for state in SHOWN} == {("simulations", 299)}
+
+
+def test_examples_give_shapes_alone(right):
+    found = qx.validate(linear, Gaussian(), {"X": X, "y": [0] * 20}, **FAST)
+    np.testing.assert_array_equal(found.ranks, right.ranks)
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "kind"),
+    [
+        (counts, [0] * 5, "i"),
+        (counts, np.zeros(5), "f"),
+        (spread, np.zeros(5, bool), "f"),
+        (spread, np.zeros(5), "f"),
+    ],
+)
+def test_data_keep_their_type_where_it_holds_them(model, example, kind):
+    density = able_to_hold(compile(model, {"y": example}), {"y": "y"})
+    assert density.leaves[0].dtype.kind == kind
+
+
+def test_a_plate_that_is_left_out_shows_in_its_own_ranks():
+    found = qx.validate(two, Gaussian(site="a"), {"a": np.zeros(10), "b": np.zeros(12)}, **FAST)
+    own = [f"{LIKELIHOOD} of 'a'", f"{LIKELIHOOD} of 'b'"]
+    assert list(found.table.index) == ["mean", LIKELIHOOD, JOINT, *own, COVERAGE]
+    assert found.verdict.status == "failed", found
+    p_values = found.table["p_value"]
+    assert p_values[own[1]] < 1e-6
+    assert p_values[own[1]] < 0.01 * p_values[LIKELIHOOD]
+    assert p_values[own[0]] > 1e-3
 
 
 def test_the_prior_passes_marginal_ranks_alone():
@@ -103,9 +156,45 @@ def test_nuts_passes(model, data):
 
 
 def test_nuts_on_many_data_sets_at_once():
-    settings = {"simulations": 60, "num_draws": 19, "num_warmup": 150}
+    settings: dict[str, Any] = {"simulations": 60, "num_draws": 19, "num_warmup": 150}
     found = qx.validate(spread, "nuts", {"y": np.zeros(12)}, **settings)
     assert found.verdict.status != "failed", found
+
+
+def test_right_weights_pass_whatever_few_particles_are_worth():
+    shown = []
+    found = qx.validate(linear, Weigher(), FEW, progress=shown.append, **WEIGHTED)
+    assert found.verdict.status == "ok", found
+    assert [state.done for state in shown] == list(range(81))
+
+
+def test_dropped_weights_are_rejected():
+    found = qx.validate(linear, Weigher(dropped=True), FEW, **WEIGHTED)
+    assert found.verdict.status == "failed", found
+    assert (found.table["p_value"][["w[0]", "w[1]"]] > 1e-3).all()
+
+
+def test_copies_are_no_draws_of_their_own():
+    settings: dict[str, Any] = {**WEIGHTED, "simulations": 20}
+    found = qx.validate(linear, Weigher(copies=100), FEW, **settings)
+    assert found.verdict.status != "ok", found
+    assert "worth fewer than the 9 that are ranked" in str(found.verdict)
+    assert any("thinning" in advice for advice in found.verdict.advice)
+
+
+def test_warmup_of_a_learned_sampler_is_refused():
+    with pytest.raises(qx.MethodError, match="num_warmup"):
+        qx.validate(linear, Weigher(), FEW, num_warmup=10)
+
+
+def test_draws_are_looked_at_in_bounded_memory():
+    rows = 1000
+    density = compile(linear, {"X": np.zeros((rows, 2)), "y": np.zeros(rows)})
+    leaves = [None, np.zeros((TOGETHER, rows), np.float32)]
+    truth, draws = ({"w": np.zeros((TOGETHER, *n, 2), np.float32)} for n in ((), (99,)))
+    found: Any = _told.lower(density, leaves, truth, draws).compile()
+    size = found.compiled.memory_analysis().temp_size_in_bytes
+    assert size < 8 * leaves[1].nbytes
 
 
 def test_plotted_shares_are_within_their_ranks(right, monkeypatch):
@@ -144,7 +233,8 @@ def test_one_by_one_each_has_its_own_data_and_key(monkeypatch):
     density, y = qx.compile(linear, LINEAR), np.arange(60.0).reshape(3, 20)
     leaves = [y if name == "y" else None for name in density.program.signature.array_names]
     key, length = jax.random.key(0), (50, 9, 2)
-    found = _one_by_one(linear, qx.SGLD(batch_size=10), density, leaves, key, length, ["w"])
+    method, report = qx.SGLD(batch_size=10), lambda state: None
+    found, _ = _one_by_one(method, density, leaves, key, length, report)
     assert found["w"][:, 0, 0].tolist() == [1, 2, 3]
     np.testing.assert_array_equal([data for data, _ in seen], y)
     assert len({str(jax.random.key_data(settings["key"])) for _, settings in seen}) == 3
@@ -154,13 +244,13 @@ def test_one_by_one_each_has_its_own_data_and_key(monkeypatch):
 
 @pytest.mark.slow
 def test_methods_that_prepare_run_one_by_one():
-    settings = {"simulations": 20, "num_draws": 9, "num_warmup": 50}
+    settings: dict[str, Any] = {"simulations": 20, "num_draws": 9, "num_warmup": 50}
     found = qx.validate(linear, qx.SGLD(batch_size=10), LINEAR, **settings)
     assert found.ranks.shape == (20, 5)
 
 
 def test_dependent_draws_are_told():
-    settings = {"simulations": 40, "num_draws": 19, "num_warmup": 20, "thinning": 1}
+    settings: dict[str, Any] = {"simulations": 40, "num_draws": 19, "num_warmup": 20, "thinning": 1}
     found = qx.validate(spread, "hit_and_run_slice", {"y": np.zeros(12)}, **settings)
     assert any("thinning" in advice for advice in found.verdict.advice), found
 
@@ -217,3 +307,47 @@ def test_errors_say_what_cannot_be_simulated():
 
     with pytest.raises(qx.ModelError, match="not an argument"):
         qx.validate(shifted, "nuts", {"y": np.zeros(3)})
+
+
+def prior_of_data(y):
+    m = qx.sample("m", dist.Normal(y.mean(), 1))
+    qx.sample("y", dist.Normal(m, 1).expand([3]).to_event(1), obs=y)
+
+
+def spread_of_data(y):
+    m = qx.sample("m", dist.Normal(0, 1))
+    qx.sample("y", dist.Normal(m, 1 + y.std()).expand([3]).to_event(1), obs=y)
+
+
+def second_given_first(y, z):
+    m = qx.sample("m", dist.Normal(0, 1))
+    qx.sample("y", dist.Normal(m, 1).expand([3]).to_event(1), obs=y)
+    qx.sample("z", dist.Normal(y, 1).to_event(1), obs=z)
+
+
+def masked_by_data(y):
+    m = qx.sample("m", dist.Normal(0, 1))
+    with qx.plate("row", y) as t, handlers.mask(mask=t > -1):
+        qx.sample("y", dist.Normal(m, 1), obs=t)
+
+
+def observed_twice(y):
+    m = qx.sample("m", dist.Normal(0, 1))
+    qx.sample("y", dist.Normal(m, 1).expand([3]).to_event(1), obs=y)
+    qx.sample("z", dist.Normal(-m, 1).expand([3]).to_event(1), obs=y)
+
+
+@pytest.mark.parametrize(
+    ("model", "site"),
+    [
+        (prior_of_data, "m"),
+        (spread_of_data, "y"),
+        (second_given_first, "z"),
+        (masked_by_data, "y"),
+        (observed_twice, "z"),
+    ],
+)
+def test_data_are_used_as_the_observation_alone(model, site):
+    arguments = inspect.signature(model).parameters
+    with pytest.raises(qx.ModelError, match=f"(?s)site '{site}'.*argument 'y'"):
+        qx.validate(qx.model(model), "nuts", {name: np.zeros(3) for name in arguments})
