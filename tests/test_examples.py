@@ -135,6 +135,7 @@ def test_evidence():
     assert max(results, key=lambda degree: results[degree][0].log_evidence.value) == 2
 
 
+@pytest.mark.slow
 def test_bayesian_lasso(capsys):
     ours, theirs = run("bayesian_lasso")
     reference = qx.models.load("diabetes_lasso").reference

@@ -200,7 +200,9 @@ def test_it_is_saved_and_read_again(compared, tmp_path):
 
 
 def test_another_reference_is_named_where_one_has_failed(fits):
-    found = qx.compare(fits, reference="stuck")
+    found = qx.compare(
+        {name: fits[name] for name in ("right", "gaussian", "stuck")}, reference="stuck"
+    )
     reason = found.reasons["right"][0]
     assert "qx.compare(compared.fits, reference='right')" in reason
     assert found.told()[0].startswith("right, gaussian: The reference itself")

@@ -52,24 +52,13 @@ import jax, numpy as np, pytest
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 import quincunx as qx
-from tests.scenarios import conjugate, conjugate_posterior, logistic, logistic_data
+from tests.scenarios import conjugate, logistic, logistic_data
 
-rng = np.random.default_rng(3)
-data = logistic_data(rng, 399)
+data = logistic_data(np.random.default_rng(3), 399)
 short = dict(num_warmup=6, num_samples=6, progress=False)
 alone = qx.infer(logistic, data, **short).posterior["beta"]
 spread = qx.infer(logistic, data, mesh=qx.mesh(chains=2, data=2), **short).posterior["beta"]
 np.testing.assert_allclose(alone, spread, rtol=1e-6)
-
-y = rng.normal(size=7)
-mean, sd = conjugate_posterior(y)
-slices = qx.PolarSlice(execution="lockstep")
-for method, mesh in (("nuts", qx.mesh(chains=2, data=2)), (slices, qx.mesh(data=4))):
-    fit = qx.infer(conjugate, {"y": y}, method, mesh=mesh, num_samples=2000, progress=False)
-    size = fit.convergence.ess_bulk[0]
-    assert abs(fit.posterior["mu"].values.mean() - mean) < 4 * sd / np.sqrt(size)
-    assert abs(fit.posterior["mu"].values.std() / sd - 1) < 4 / np.sqrt(size)
-    np.testing.assert_array_equal(fit.tree["observed_data"]["y"], y)
 
 from quincunx.engine.sharding import cut
 from quincunx.inference.driver import on_devices
@@ -82,17 +71,38 @@ np.testing.assert_allclose(found.diagonal, expected.diagonal, rtol=1e-10)
 covariances = [errors.factor.T @ errors.factor for errors in (found, expected)]
 np.testing.assert_allclose(*covariances, atol=1e-8)
 
+with pytest.raises(qx.MethodError, match="takes 6 devices, and there are 4"):
+    qx.mesh(chains=3, data=2)
+with pytest.raises(qx.MethodError, match="Unknown axis 'rows'"):
+    mesh = jax.make_mesh((4,), ("rows",))
+    qx.infer(conjugate, {"y": np.zeros(7)}, mesh=mesh, **short)
+"""
+
+ROWS_OF_OTHER_METHODS = """
+import jax, numpy as np
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+import quincunx as qx
+from tests.scenarios import conjugate, conjugate_posterior
+
+rng = np.random.default_rng(3)
+y = rng.normal(size=7)
+mean, sd = conjugate_posterior(y)
+slices = qx.PolarSlice(execution="lockstep")
+for method, mesh in (("nuts", qx.mesh(chains=2, data=2)), (slices, qx.mesh(data=4))):
+    fit = qx.infer(conjugate, {"y": y}, method, mesh=mesh, num_samples=2000, progress=False)
+    size = fit.convergence.ess_bulk[0]
+    assert abs(fit.posterior["mu"].values.mean() - mean) < 4 * sd / np.sqrt(size)
+    assert abs(fit.posterior["mu"].values.std() / sd - 1) < 4 / np.sqrt(size)
+    np.testing.assert_array_equal(fit.tree["observed_data"]["y"], y)
+
+mesh, short = qx.mesh(data=4), dict(num_warmup=6, num_samples=6, progress=False)
 sparse = qx.models.load("diabetes_lasso")[:2]
 for method in (qx.BregmanLangevin(steps=4), qx.ProximalMALA()):
     alone, spread = (
         qx.infer(*sparse, method, mesh=on, **short).posterior["beta"] for on in (None, mesh)
     )
     np.testing.assert_allclose(alone, spread, rtol=1e-6)
-
-with pytest.raises(qx.MethodError, match="takes 6 devices, and there are 4"):
-    qx.mesh(chains=3, data=2)
-with pytest.raises(qx.MethodError, match="Unknown axis 'rows'"):
-    qx.infer(conjugate, {"y": y}, mesh=jax.make_mesh((4,), ("rows",)), **short)
 """
 
 
@@ -133,12 +143,7 @@ import quincunx as qx
 from tests.laws.networks import data_of, regression
 
 short = dict(num_warmup=12, num_samples=12, progress=False, num_chains=2)
-for method in (
-    qx.ADMM(agents=(90, 30, 50, 30), graph="ring", steps=4),
-    qx.DecentralizedSGLD(agents=4, steps=4),
-    qx.FederatedSGLD(agents=4, steps=2),
-    qx.Consensus(agents=4),
-):
+for method in methods:
     alone = qx.infer(regression, data_of(4), method, **short)
     spread = qx.infer(regression, data_of(4), method, mesh=qx.mesh(agents=4), **short)
     np.testing.assert_array_equal(alone.posterior["theta"], spread.posterior["theta"])
@@ -175,9 +180,25 @@ def test_rows_on_several_devices_are_those_on_one():
 
 
 @pytest.mark.slow
+def test_rows_of_other_methods_on_several_devices():
+    in_four_devices(ROWS_OF_OTHER_METHODS)
+
+
+@pytest.mark.slow
 def test_minibatches_of_rows_on_several_devices():
     in_four_devices(MINIBATCHES)
 
 
-def test_agents_on_their_own_devices_are_those_on_one():
-    in_four_devices(AGENTS)
+@pytest.mark.parametrize(
+    "methods",
+    [
+        'qx.ADMM(agents=(90, 30, 50, 30), graph="ring", steps=4),',
+        pytest.param(
+            "qx.DecentralizedSGLD(agents=4, steps=4), qx.FederatedSGLD(agents=4, steps=2), "
+            "qx.Consensus(agents=4)",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_agents_on_their_own_devices_are_those_on_one(methods):
+    in_four_devices(AGENTS.replace("in methods:", f"in ({methods}):"))

@@ -232,6 +232,7 @@ def test_derived_observations_are_in_the_tree():
     assert "y" in fit.tree["constant_data"]
 
 
+@pytest.mark.slow
 def test_numpyro_model_runs_unchanged_and_matches_numpyro():
     import numpyro
     from numpyro.infer import MCMC, NUTS

@@ -90,6 +90,7 @@ def test_costs_and_statistics(fit):
         _ = fit.bias
 
 
+@pytest.mark.slow
 def test_runs_go_on_from_a_checkpoint_and_start_where_they_are_told(tmp_path):
     settings = {"num_warmup": 60, "num_chains": 2, "key": 3, **QUIET}
     method = qx.BregmanLangevin(steps=3)
@@ -145,6 +146,7 @@ def test_without_correction_the_tuned_steps_are_small_enough():
     assert fit.verdict.status == "ok", fit.verdict
 
 
+@pytest.mark.slow
 def test_a_dual_that_leaves_its_domain_is_counted_and_told():
     @qx.model
     def half():

@@ -29,13 +29,8 @@ def standard_error(values):
     return values.std() / np.sqrt(convergence({"v": values}).ess_bulk[0])
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name if name == "polar_slice" else pytest.param(name, marks=pytest.mark.slow)
-        for name in SLICES
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLICES)
 def test_free_chains_make_the_draws_of_chains_in_lockstep(name):
     fits = [
         qx.infer(eight_schools, SCHOOLS, SLICES[name](execution=how), key=2, **RUN)
@@ -290,6 +285,7 @@ def test_heavy_tails_are_sampled_to_their_end():
         assert abs(below.mean() - share) < 4.5 * standard_error(below), share
 
 
+@pytest.mark.slow
 def test_tuning_turns_a_shifted_correlated_law_into_an_easy_one():
     dim, df = 20, 10
     precision = np.linalg.inv(0.5 * np.eye(dim) + 0.5)
@@ -351,7 +347,13 @@ def log_sinh(x):
     return x + np.log1p(-np.exp(-2 * x)) - np.log(2)
 
 
-@pytest.mark.parametrize("name", SLICES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name == "polar_slice" else pytest.param(name, marks=pytest.mark.slow)
+        for name in SLICES
+    ],
+)
 def test_unit_vectors_move_on_the_sphere(name, directions):
     fit = qx.infer(von_mises_fisher, directions, SLICES[name](), num_samples=3000, progress=False)
     mu, kappa = fit.posterior["mu"].values, fit.posterior["kappa"].values

@@ -129,6 +129,7 @@ def confident(X, y=None):
         qx.sample("y", dist.Bernoulli(logits=x @ beta), obs=t)
 
 
+@pytest.mark.slow
 def test_pilot_looks_at_the_noise_that_chains_meet(monkeypatch):
     rng = np.random.default_rng(0)
     X = rng.normal(size=(200, 10))
@@ -166,15 +167,16 @@ def test_starts_are_about_the_mode_unless_they_are_given():
     assert uniform.posterior["mu"].values.max() < 10.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [
-        pytest.param(qx.SGLD(preconditioner="rmsprop"), marks=pytest.mark.slow),
-        pytest.param(qx.SGLD(schedule="cyclical"), marks=pytest.mark.slow),
-        pytest.param(qx.SGLD(schedule="polynomial"), marks=pytest.mark.slow),
-        pytest.param(qx.SGLD(control_variates="svrg"), marks=pytest.mark.slow),
-        pytest.param(qx.SGLD(control_variates="saga"), marks=pytest.mark.slow),
-        pytest.param(qx.SGHMC(control_variates="mode"), marks=pytest.mark.slow),
+        qx.SGLD(preconditioner="rmsprop"),
+        qx.SGLD(schedule="cyclical"),
+        qx.SGLD(schedule="polynomial"),
+        qx.SGLD(control_variates="svrg"),
+        qx.SGLD(control_variates="saga"),
+        qx.SGHMC(control_variates="mode"),
         qx.SGNHT(),
     ],
     ids=str,

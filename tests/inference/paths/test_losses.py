@@ -102,14 +102,8 @@ def test_the_log_variance_has_another_gradient_for_backward_kernels(
     assert np.linalg.norm(found["log_variance"] - exact) > 5 * close
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "log_variance",
-        pytest.param("log_derivative", marks=pytest.mark.slow),
-        pytest.param("trajectory_balance", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["log_variance", "log_derivative", "trajectory_balance"])
 def test_paths_are_constants_for_these(name):
     """No derivative goes through the simulation, whatever it is asked for."""
     model, target = learned(), gaussian_target()

@@ -43,6 +43,7 @@ def test_paths_that_are_not_detached(monkeypatch):
         test_losses.test_paths_are_constants_for_these("log_variance")
 
 
+@pytest.mark.slow
 def test_noise_of_exploration_in_the_loss(monkeypatch):
     log_kernels = Process.log_kernels
 

@@ -26,6 +26,7 @@ def poisoned(x):
     return jnp.where(x[0] > 1.5, jnp.nan, value)
 
 
+@pytest.mark.slow
 def test_training_survives_places_where_the_density_is_nan():
     model = qx.from_log_density(poisoned, np.zeros(2))
     fit = qx.infer(
