@@ -238,7 +238,8 @@ class Fit:
         Weighted draws have no R-hat (NaN), and the size of their weights for every parameter, or
         less where they were resampled.
         """
-        found = convergence({str(name): array for name, array in self.posterior.items()})
+        draws = {str(name): array for name, array in self.posterior.items()}
+        found = convergence(draws, of_chains=not self._is_weighted)
         if self._is_weighted:
             bulk, tail = weighted_sizes(self.tree, self.importance.ess)
             rest = {"r_hat": np.full(len(found.names), np.nan), "stuck": found.constant}

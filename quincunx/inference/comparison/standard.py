@@ -15,7 +15,7 @@ from quincunx.engine.density import Density
 from quincunx.inference.diagnostics.agreement import Moments
 from quincunx.inference.diagnostics.convergence import flatten
 from quincunx.inference.diagnostics.discrepancy import Whitening
-from quincunx.inference.diagnostics.independence import BLOCK, shortened, slowest, thinned
+from quincunx.inference.diagnostics.independence import shortened, slowest, thinned
 from quincunx.inference.diagnostics.lineages import descents
 from quincunx.inference.diagnostics.scores import positions
 from quincunx.inference.fit import Fit
@@ -157,11 +157,6 @@ class Sample:
         """Thinned positions, `(n, dim)`."""
         assert self.z is not None
         return self.z.reshape(-1, self.z.shape[-1])[self.kept]
-
-    @property
-    def blocks(self) -> np.ndarray:
-        """The block of each thinned position."""
-        return np.arange(len(self.kept)) // BLOCK
 
 
 def _flat(draws: Mapping[str, np.ndarray], density: Density) -> np.ndarray | None:

@@ -75,18 +75,23 @@ def columns(draws: Mapping[str, Any]) -> Iterator[tuple[list[str], np.ndarray]]:
             yield labels[start * inner : start * inner + size], flat
 
 
-def convergence(draws: Mapping[str, Any]) -> Convergence:
-    """Diagnose draws by site, each of shape `(chain, draw, ...)`, in memory or on disk."""
-    parts = [_diagnose(names, values) for names, values in columns(draws)]
+def convergence(draws: Mapping[str, Any], *, of_chains: bool = True) -> Convergence:
+    """Diagnose draws by site, each of shape `(chain, draw, ...)`, in memory or on disk.
+
+    Args:
+        draws: by site.
+        of_chains: whether they are of chains; if not, sizes are zero and R-hat is infinite.
+    """
+    parts = [_diagnose(names, values, of_chains=of_chains) for names, values in columns(draws)]
     if not parts:
-        parts = [_diagnose([], np.zeros((1, 0, 0)))]
+        parts = [_diagnose([], np.zeros((1, 0, 0)), of_chains=of_chains)]
     names = [name for part in parts for name in part.names]
     return Convergence(
         names, *(np.concatenate(arrays) for arrays in list(zip(*parts, strict=True))[1:])
     )
 
 
-def _diagnose(names: list[str], values: np.ndarray) -> Convergence:
+def _diagnose(names: list[str], values: np.ndarray, *, of_chains: bool) -> Convergence:
     from arviz_stats.base import array_stats  # slow to import
 
     if not values.shape[1]:
@@ -100,7 +105,7 @@ def _diagnose(names: list[str], values: np.ndarray) -> Convergence:
     good = finite & ~stuck
     count = values.shape[-1]
     bulk, tail, r_hat = np.zeros(count), np.zeros(count), np.full(count, np.inf)
-    if good.any() and values.shape[1] >= 4:
+    if of_chains and good.any() and values.shape[1] >= 4:
         moving = np.moveaxis(values[..., good], -1, 0)
         bulk[good] = array_stats.ess(moving, method="bulk")
         tail[good] = array_stats.ess(moving, method="tail", prob=_TAIL)
